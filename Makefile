@@ -1,0 +1,39 @@
+# The two commands: `make demo` grounds the shipped clip, `make test` runs the tests. Each makes .venv and installs into
+# it; nothing is installed outside of it. Override on the command line: make test PYTHON=python3.12 CONSTRAINTS= ARGS="-k spans"
+
+PYTHON ?= python3
+VENV ?= .venv
+# Tested versions; CONSTRAINTS= takes whatever setup.cfg allows.
+CONSTRAINTS ?= constraints.txt
+# More options for pip (another index, a folder of wheels) and for the command that runs.
+PIP_ARGS ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+
+demo: $(STAMP) ## Ground the shipped clip with the shipped checkpoint and draw demo_timeline.png
+	$(BIN)/python -m d2vlm_hf.cli ground --demo --figure demo_timeline.png $(ARGS)
+
+test: $(STAMP) ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean: ## Remove the environment and everything that tools have written
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis demo_timeline.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,139 @@
+# Copyright 2026 The d2vlm_hf Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where training rows come from: files, folders, Hub data sets, or the shapes world rendered on the way."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from .schema import validate_row
+from .shapes import make_rows, make_scene, render_frames
+
+
+class RenderedShapes(Dataset):
+    """Shapes videos rendered on the fly, never twice the same: item i is scene i of its split with its questions.
+
+    Items are `{"video": {"frames" (T, size, size, 3) uint8, "timestamps" (T,) seconds}, "rows": [...]}`.
+
+    Args:
+        length (`int`): Number of videos.
+        size (`int`): Height and width that the model sees, in pixels.
+        fps (`float`): Frames per second that the model sees.
+        rows_per_video (`int`): Questions about each video.
+        stages (`list[dict]`, *optional*): A curriculum by position: `until` (share of the length), `difficulty`,
+            `task_weights`. Default: the middle difficulty throughout.
+        split (`str`), seed (`int`): As in `ShapesConfig`.
+    """
+
+    ordered = True  # the trainer must not shuffle a curriculum
+
+    def __init__(
+        self,
+        length: int,
+        size: int = 48,
+        fps: float = 2.0,
+        rows_per_video: int = 4,
+        stages: Sequence[Mapping[str, Any]] = ({"until": 1.0, "difficulty": "middle"},),
+        split: str = "train",
+        seed: int = 0,
+    ):
+        ends = [stage["until"] for stage in stages]
+        if ends != sorted(ends) or not ends or ends[-1] != 1.0:
+            raise ValueError(
+                f"the stages end at {ends}: each ends later than the one before, the last at 1.0 (shares of the "
+                "training). Mend `until`."
+            )
+        self.length, self.size, self.fps, self.rows_per_video = length, size, fps, rows_per_video
+        self.stages, self.split, self.seed = list(stages), split, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        stage = next(s for s in self.stages if index < s["until"] * self.length or s["until"] == 1.0)
+        scene = make_scene(stage["difficulty"], self.split, index, self.seed)
+        times = np.arange(0, scene.duration, 1 / self.fps)
+        frames = render_frames(scene, times, self.size)
+        rows = make_rows(scene, self.rows_per_video, stage.get("task_weights"), video="rendered")
+        return {"video": {"frames": frames, "timestamps": times}, "rows": rows}
+
+
+def shapes_corpus(scenes: int = 400, seed: int = 0) -> Iterator[str]:
+    """Questions and answers of the shapes world, to learn a tokenizer from."""
+    for difficulty in ("easy", "middle", "hard"):
+        for index in range(scenes):
+            for row in make_rows(make_scene(difficulty, "train", index, seed), 8):
+                yield row["question"]
+                yield row["answer"]
+
+
+def load_rows(path: str, split: str = "train", video_root: str | None = None, validate: bool = True):
+    """Rows of the schema from a file, a folder or the Hub.
+
+    Args:
+        path (`str`): `.jsonl`, `.json`, `.parquet`; a folder of shapes or a saved data set; or a Hub id.
+        split (`str`): Split of a folder or Hub data set.
+        video_root (`str`, *optional*): Folder that relative paths in `video` start from; default: the file's own.
+        validate (`bool`): Check every row of a text file first.
+
+    Returns:
+        A list of rows, or a `datasets.Dataset` with undecoded videos.
+
+    Raises:
+        ValueError: no rows, a broken row (naming row, column and value), or a video outside of its root.
+    """
+    source = Path(path)
+    if source.suffix in (".jsonl", ".json") or (source / "rows.jsonl").is_file():
+        file = source if source.is_file() or source.suffix else source / "rows.jsonl"
+        return _text_rows(file, Path(video_root) if video_root else file.parent, validate)
+    from datasets import Dataset as ArrowDataset
+    from datasets import Video, load_dataset, load_from_disk
+
+    if source.suffix == ".parquet":
+        rows = load_dataset("parquet", data_files=str(source), split="train")
+    elif (source / "state.json").is_file():
+        rows = load_from_disk(str(source))
+    else:
+        rows = load_dataset(path, split=split)
+    if not isinstance(rows, ArrowDataset):
+        raise ValueError(f"{path} holds several splits {list(rows)}: one is trained on. Name a folder of one split.")
+    return rows.cast_column("video", Video(decode=False)) if "video" in rows.features else rows
+
+
+def _text_rows(file: Path, root: Path, validate: bool) -> list[dict[str, Any]]:
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist: it should hold the rows. Check the path.")
+    text = file.read_text(encoding="utf-8")
+    rows = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
+    if not rows:
+        raise ValueError(f"{file} is empty: there is nothing to train or evaluate on. Give a file with rows.")
+    for index, row in enumerate(rows):
+        if validate:
+            validate_row(row, index, str(file))
+        row["video"] = resolve_video(row["video"], root)
+    return rows
+
+
+def resolve_video(video: Any, root: Path) -> Any:
+    """An absolute path for a relative one, which must stay inside of its root.
+
+    Raises:
+        ValueError: a path that leads out of the root.
+    """
+    if not isinstance(video, str) or "://" in video or Path(video).is_absolute():
+        return video
+    path = (root / video).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise ValueError(
+            f"the video path {video!r} leads out of {root}: rows may name files inside it only. Mend the row."
+        )
+    return str(path)
+
+
+__all__ = ["RenderedShapes", "load_rows", "resolve_video", "shapes_corpus"]

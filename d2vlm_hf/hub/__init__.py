@@ -1,0 +1,3 @@
+# Copyright 2026 The d2vlm_hf Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The Hub: cards, publishing, conversion."""

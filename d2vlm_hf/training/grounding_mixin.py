@@ -1,0 +1,162 @@
+# Copyright 2026 The d2vlm_hf Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the SFT and the FPO trainer share: global loss counts, two learning rates, split logs, grounding in "
+"evaluation."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch.utils.data import SequentialSampler
+
+from ..model.evidence_d2vlm import ROLE_QUESTION, decode_spans
+from ..model.pipeline_d2vlm import VideoGroundingPipeline, save_checkpoint
+from ..model.spans_d2vlm import set_f1, temporal_iou
+
+
+def frame_iou(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """IoU of inclusive frame spans, element by element: `(..., 2)`, `(..., 2)` -> `(...)`."""
+    overlap = torch.minimum(predicted[..., 1], truth[..., 1]) - torch.maximum(predicted[..., 0], truth[..., 0]) + 1
+    hull = torch.maximum(predicted[..., 1], truth[..., 1]) - torch.minimum(predicted[..., 0], truth[..., 0]) + 1
+    lengths = (predicted[..., 1] - predicted[..., 0] + 1) + (truth[..., 1] - truth[..., 0] + 1)
+    overlap = overlap.clamp(min=0)
+    return overlap / torch.where(overlap > 0, lengths - overlap, hull)
+
+
+def teacher_forced_iou(outputs, evidence_spans: torch.Tensor, evidence_role: torch.Tensor, threshold: float):
+    """Grounding with the true tokens given: each `<evi>` decodes its own span, no generation and no second forward.
+
+    Args:
+        outputs (`D2VLMOutput`): Of a forward with `evidence_spans`.
+        evidence_spans, evidence_role: As passed to the model.
+        threshold (`float`): `config.evidence_threshold`.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, 2)`: sum of frame IoUs over the response's `<evi>` tokens, and their number.
+    """
+    rows = evidence_role.shape[0]
+    if outputs.evidence_logits is None or evidence_role.shape[1] == 0:
+        return torch.zeros(rows, 2, device=evidence_role.device)
+    spans, _ = decode_spans(outputs.evidence_logits, outputs.frame_mask[:, None], threshold)
+    response = evidence_role > ROLE_QUESTION
+    iou = torch.where(response, frame_iou(spans, evidence_spans), 0.0)
+    return torch.stack([iou.sum(1), response.sum(1).float()], dim=1)
+
+
+class GroundingTrainerMixin:
+    """Mixed into a `transformers.Trainer`; `args` has the fields of `GroundingArguments`."""
+
+    _num_evidence_samples = None
+
+    # ---- losses over the global accumulated batch -------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """Also counts the samples with events, over all accumulation steps and processes."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = [self._count_evidence_samples(batch) for batch in batches]
+        total = torch.stack(counts).sum().to(device) if counts else torch.zeros((), device=device)
+        if self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        self._num_evidence_samples = total.clamp(min=1)
+        return batches, num_items
+
+    @staticmethod
+    def _count_evidence_samples(batch: dict[str, Any]) -> torch.Tensor:
+        return (batch["evidence_role"] > ROLE_QUESTION).any(1).sum()
+
+    # ---- logs -------------------------------------------------------------------------------------------------------
+
+    def note(self, **values: torch.Tensor | float | None) -> None:
+        """Remember values of this step; `log` averages them."""
+        store = self.__dict__.setdefault("_noted", defaultdict(list))
+        for name, value in values.items():
+            if value is not None:
+                store[name].append(value.detach().float().mean() if isinstance(value, torch.Tensor) else value)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means of what was noted since the last log."""
+        store = self.__dict__.setdefault("_noted", defaultdict(list))
+        if "loss" in logs:
+            logs |= {name: float(torch.tensor([float(v) for v in values]).mean()) for name, values in store.items()}
+            store.clear()
+        super().log(logs, start_time)
+
+    # ---- data and optimizer -----------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if getattr(dataset, "ordered", False):  # a curriculum says itself what comes when
+            return SequentialSampler(dataset)
+        return super()._get_train_sampler(train_dataset)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Two learning rates where `full_learning_rate` is set: adapters at `learning_rate`, the rest at the other."""
+        module = self.model if model is None else model
+        if self.optimizer is None and self.args.full_learning_rate is not None:
+            decayed = set(self.get_decay_parameter_names(module))
+            groups = defaultdict(list)
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad:
+                    groups["lora_" in name, name in decayed].append(parameter)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, module)
+            self.optimizer = optimizer_class(
+                [
+                    {
+                        "params": parameters,
+                        "weight_decay": self.args.weight_decay if decays else 0.0,
+                        "lr": self.args.learning_rate if adapter else self.args.full_learning_rate,
+                    }
+                    for (adapter, decays), parameters in groups.items()
+                ],
+                **options,
+            )
+        return super().create_optimizer(model)
+
+    # ---- evaluation and saving --------------------------------------------------------------------------------------
+
+    def generate_rows(self, rows: list[dict[str, Any]], batch_size: int = 8) -> dict[str, float]:
+        """Generate answers for some rows and compare their evidence with the truth, in seconds."""
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        pipe = VideoGroundingPipeline(model=model.eval(), processor=self.processing_class)
+        inputs = [
+            {"video": row["video"], "question": row["question"], "question_spans": row["question_spans"]}
+            for row in rows
+        ]
+        results = pipe(inputs, batch_size=batch_size, max_new_tokens=self.args.eval_max_new_tokens, fps=self.args.fps)
+        model.train(was_training)
+        predicted = [[[e["start"], e["end"]] for e in result["evidence"]] for result in results]
+        truth = [row["spans"] for row in rows]
+        f1 = set_f1(predicted, truth)
+        in_order = [_iou_in_order(p, t) for p, t in zip(predicted, truth, strict=True) if t]
+        return {
+            "generated/f1": sum(f1.values()) / len(f1),
+            "generated/miou": sum(in_order) / max(1, len(in_order)),
+        }
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Adds `eval_generated/*` over the first `eval_generate_rows` rows of the evaluation set."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self.args.eval_generate_rows and not isinstance(dataset, dict):
+            rows = [dataset[i] for i in range(min(self.args.eval_generate_rows, len(dataset)))]
+            generated = {f"{metric_key_prefix}_{k}": v for k, v in self.generate_rows(rows).items()}
+            self.log(generated)
+            metrics |= generated
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        """A checkpoint folder is complete: weights, processor, code; it loads with and without the package."""
+        super()._save(output_dir, state_dict)
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "generate") and not hasattr(model, "peft_config"):
+            save_checkpoint(output_dir or self.args.output_dir, model, self.processing_class, weights=False)
+
+
+def _iou_in_order(predicted: list, truth: list) -> float:
+    """IoU of the k-th predicted with the k-th true span in seconds, mean over the true ones; a missing one counts 0."""
+    pairs = min(len(predicted), len(truth))
+    return float(temporal_iou(predicted[:pairs], truth[:pairs]).trace()) / len(truth) if pairs else 0.0
+
+
+__all__ = ["GroundingTrainerMixin", "frame_iou", "teacher_forced_iou"]

@@ -1,0 +1,114 @@
+# Copyright 2026 The d2vlm_hf Authors
+# SPDX-License-Identifier: Apache-2.0
+"""A model from nothing: small tokenizers learned from a corpus, and weights drawn at random."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from ..model.configuration_d2vlm import D2VLMConfig
+from ..model.modeling_d2vlm import D2VLMForConditionalGeneration
+from ..model.processing_d2vlm import D2VLMProcessor
+from ..model.video_processing_d2vlm import D2VLMVideoProcessor
+
+
+PAD, END = "<|endoftext|>", "<|end|>"
+SPECIAL_TOKENS = [PAD, END, "<|system|>", "<|user|>", "<|assistant|>", "<video>", "<evi>", "</evi>"]
+SYSTEM_FREE_TEMPLATE = (
+    "{%- for message in messages -%}{{ '<|' + message['role'] + '|>' }}"
+    "{%- if message['content'] is string -%}{{ message['content'] }}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'video' -%}{{ '<video>' }}{%- else -%}{{ part['text'] }}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}{{ '<|end|>' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
+)
+"""The Phi-3 turns without system text and line breaks: a small model need not learn to skip them."""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer for the text model; any text can be written with it.
+
+    Args:
+        texts (iterable of `str`): Corpus.
+        vocab_size (`int`): Tokens at most, 256 bytes and the special tokens included.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((text.replace("<evi>", "") for text in texts), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, extra_special_tokens=SPECIAL_TOKENS[2:]
+    )
+
+
+def train_qformer_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTokenizerFast:
+    """A lower-casing WordPiece tokenizer for the Q-Former, `[CLS] text [SEP]`, with letters to fall back on."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    printable = [chr(code) for code in range(33, 127)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=printable, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    cls_id, sep_id = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep_id), ("[CLS]", cls_id))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+    )  # fmt: skip
+
+
+def build_from_scratch(
+    spec: Mapping[str, Any], corpus: Iterable[str]
+) -> tuple[D2VLMForConditionalGeneration, D2VLMProcessor]:
+    """A model with random weights and its processor.
+
+    Args:
+        spec: Options of the parts: `vision`, `qformer`, `text` (with `model_type`), `model` (of `D2VLMConfig`),
+            `processor` (of `D2VLMVideoProcessor`), `vocab_size`, `qformer_vocab_size`.
+        corpus (iterable of `str`): Texts that the tokenizers learn from.
+
+    Raises:
+        ValueError: an unknown part, naming it.
+    """
+    known = {"vision", "qformer", "text", "model", "processor", "vocab_size", "qformer_vocab_size"}
+    if unknown := set(spec) - known:
+        raise ValueError(
+            f"scratch has unknown parts {sorted(unknown)}: it describes a model to build. Use {sorted(known)}."
+        )
+    texts = list(corpus)
+    tokenizer = train_tokenizer(texts, spec.get("vocab_size", 1024))
+    qformer_tokenizer = (
+        train_qformer_tokenizer(texts, spec.get("qformer_vocab_size", 512)) if "qformer" in spec else None
+    )
+    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS), strict=True))
+    text = {"model_type": "qwen2", "vocab_size": len(tokenizer), "pad_token_id": ids[PAD], "bos_token_id": None}
+    config = D2VLMConfig(
+        vision_config={"model_type": "instructblip_vision_model", **spec["vision"]},
+        qformer_config={"vocab_size": len(qformer_tokenizer), **spec["qformer"]} if "qformer" in spec else None,
+        text_config={**text, "eos_token_id": ids[END], **spec["text"]},
+        connector_type="qformer" if "qformer" in spec else "mlp",
+        video_token_id=ids["<video>"],
+        evidence_token_id=ids["<evi>"],
+        evidence_end_token_id=ids["</evi>"],
+        **spec.get("model", {}),
+    )
+    model = D2VLMForConditionalGeneration(config)
+    model.generation_config.eos_token_id = ids[END]
+    model.generation_config.pad_token_id = ids[PAD]
+    size = config.vision_config.image_size
+    video_processor = D2VLMVideoProcessor(
+        **{"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}, **spec.get("processor", {})}
+    )
+    return model, D2VLMProcessor(video_processor, tokenizer, qformer_tokenizer, chat_template=SYSTEM_FREE_TEMPLATE)
+
+
+__all__ = ["SYSTEM_FREE_TEMPLATE", "build_from_scratch", "train_qformer_tokenizer", "train_tokenizer"]
