@@ -104,7 +104,6 @@ def timeline(
     """
     try:
         import matplotlib
-        from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
             "matplotlib draws the timeline and is not installed. Run `pip install 'd2vlm-hf[eval]'`, or leave "
@@ -115,12 +114,11 @@ def timeline(
     truth = [[float(start), float(end)] for start, end in truth] if truth is not None else None
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # the reader's own style would change the picture
-        matplotlib.rcParams["text.hinting"] = "none"  # else words get wider than they are measured
         spans = [(entry["start"], entry["end"]) for entry in result["evidence"]]
         end = max([float(result["duration"]), *(stop for _, stop in spans), *(stop for _, stop in truth or ())])
         panels = _panels(result, pictures, seconds, question, truth, width, (0.0, end))
         height = 2 * EDGE + sum(panel.height + panel.gap for panel in panels) - panels[-1].gap
-        sheet = _Sheet(Figure((width, height), dpi=DPI, facecolor="white"), width, height, (0.0, end))
+        sheet = _Sheet(_new_figure(width, height), width, height, (0.0, end))
         top = EDGE
         for panel in panels:
             panel.draw(sheet, top)
@@ -128,6 +126,19 @@ def timeline(
         if path is not None:
             sheet.figure.savefig(path, metadata=METADATA[Path(path).suffix.lower()])
     return sheet.figure
+
+
+def _new_figure(width: float, height: float) -> "Figure":
+    """A figure that draws its text as wide as it was measured, whoever saves it: hinting would round every letter."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    class Unhinted(Figure):
+        def draw(self, renderer):
+            with matplotlib.rc_context({"text.hinting": "none"}):
+                super().draw(renderer)
+
+    return Unhinted((width, height), dpi=DPI, facecolor="white")
 
 
 def check_path(path: str | os.PathLike) -> None:
@@ -376,12 +387,13 @@ def _curves_panel(
     """The probability of every frame, one curve per piece of evidence, over the shade of its span."""
     peak = max(max(curve) for curve in curves)
     dots = len(times) <= 60
+    shade = 0.15 / (1 + max(_lanes(spans, 0.0)))  # of spans over each other none is covered
 
     def draw(sheet: _Sheet, top: float) -> None:
         axes = sheet.axes_at(top, CURVES)
         axes.set_gid("curves")
         for k, ((start, end), curve) in enumerate(zip(spans, curves, strict=True)):
-            axes.axvspan(start, end, color=_colour(k), alpha=0.12, linewidth=0)
+            axes.axvspan(start, end, color=_colour(k), alpha=shade, linewidth=0)
             dashes = ("-", "--", ":")[k // len(PALETTE) % 3]
             axes.plot(
                 times, curve, dashes, color=_colour(k), linewidth=1.6, marker="." if dots else "", gid=f"curve-{k}"

@@ -104,7 +104,7 @@ def etchat_parts(stage: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The golden checkpoint as E.T. Chat's: stage 2 has no heads, stage 3 has the two of its matching."""
     tensors = golden_tensors()
     config = {k: v for k, v in golden_config().items() if not k.startswith("evidence_")}
-    config |= {"use_evidence": False, "use_matching": stage == 3}
+    config |= {"use_evidence": False, "use_matching": stage == 3, "bi_attention": stage == 3}
     config = {k: v for k, v in config.items() if k not in ("consistency_loss", "arch_module", "use_evidence")}
     for name in [name for name in tensors if name.startswith(("evi_head.", "frm_head."))]:
         tensor = tensors.pop(name)

@@ -301,6 +301,7 @@ def test_the_long_rope_of_phi3_under_all_its_names(name):
         ({"mm_projector": "mlp2x_gelu"}, "config.json has mm_projector='mlp2x_gelu': all published checkpoints have"),
         ({"vision_tower": "clip"}, "config.json has vision_tower='clip'"),
         ({"use_time_tag": True}, "config.json has use_time_tag=True"),
+        ({"vocab_size": None}, "config.json has vocab_size=None: without the rows of the embedding matrix"),
         ({"evidence_token_id": None}, "config.json has evidence_token_id=None and evidence_end_token_id=111"),
     ],
 )
@@ -417,7 +418,8 @@ def test_a_tokenizer_alone_is_written_alone(tmp_path):
 def test_a_tokenizer_of_another_checkpoint_is_refused(tmp_path):
     tokenizer = build_bpe_tokenizer()
     source = write_original(tmp_path / "theirs", golden_tensors())
-    with pytest.raises(ValueError, match=r"the tokenizer has <evi>, </evi> at .* and config.json at \(110, 111\)"):
+    message = r"the tokenizer has <evi>, </evi> at .* and config.json at \(110, 111\): they are not of one checkpoint"
+    with pytest.raises(ValueError, match=message):
         convert_checkpoint(source, tmp_path / "ours", tokenizer=tokenizer)
 
 
@@ -454,6 +456,8 @@ def test_etchat_becomes_a_starting_point(tmp_path, stage):
     model_config = D2VLMForConditionalGeneration.from_pretrained(tmp_path / "ours").config
     assert (model_config.evidence_token_id, model_config.evidence_end_token_id) == (120, 121)
     assert model_config.video_token_id == 122
+    assert model_config.frame_attention == "bidirectional"
+    assert any("they attend both ways" in note for note in report.notes) == (stage == 2)
 
 
 def test_etchat_with_a_tokenizer_uses_free_rows(tmp_path):

@@ -27,6 +27,8 @@ FLOORS = {
         "evaluation.run",
         "data.build",
         "hub.publish",
+        "commands.check_data",
+        "commands.ground",
         "demo",
     ],
     4: ["model.pipeline_d2vlm", "data.preference", "hub.convert"],
@@ -52,6 +54,8 @@ FLOORS = {
     1: [
         "model.connector_d2vlm",
         "model.generation_d2vlm",
+        "model.answers_d2vlm",
+        "model.requests_d2vlm",
         "model.sequence_d2vlm",
         "model.video_processing_d2vlm",
         "data.schema",
@@ -69,12 +73,14 @@ FLOORS = {
         "model.configuration_d2vlm",
         "model.evidence_d2vlm",  # the method: pure tensor functions, the room to read first
         "model.spans_d2vlm",
+        "model.tokens_d2vlm",
         "model.video_decoding_d2vlm",
         "model.video_sources_d2vlm",
         "data.clauses",
         "data.shapes_world",
         "hub.records",
         "bundled",
+        "figure_text",
     ],
 }
 PLAN = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

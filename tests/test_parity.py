@@ -73,6 +73,7 @@ def prepare(trainee, layout: str):
         trainee.activation_checkpointing_enable({"use_reentrant": False})
     else:
         trainee.activation_checkpointing_disable()
+    assert trainee.is_activation_checkpointing == layout.endswith("checkpointing")
     return trainee
 
 

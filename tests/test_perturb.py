@@ -552,6 +552,7 @@ def test_vocabulary_learns_exclusive_words_and_spares_synonyms():
     for k in range(30):
         rows += [told("The lamp glows at <evi>.", k), told("The lamp flickers at <evi>.", k, (20, 25))]
         rows += [told("The fan spins at <evi>.", k, (30, 35)), told("The fan rotates at <evi>.", k, (30, 35))]
+        rows += [told("The fan spins at <evi>.", k, (50, 55))]  # apart from the rotation: but one event said both
     learnt = Vocabulary.from_rows(rows)
     assert learnt.alternatives("glows") == ("flickers",)
     assert learnt.alternatives("spins") == ()

@@ -4,6 +4,7 @@
 
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from tiny_models import IMAGE, tiny_config, tiny_model
 from tiny_tokenizers import build_bpe_tokenizer, build_wordpiece_qformer_tokenizer
@@ -67,3 +68,19 @@ class Scripted(LogitsProcessor):
             ids = self.rows[row % len(self.rows)]
             forced[row, ids[step] if step < len(ids) else self.end] = 0.0
         return forced
+
+
+def assert_same(one, other) -> None:
+    """Equal up to what a batch changes in the last digits of a score."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, abs=1e-5)
+    else:
+        assert one == other

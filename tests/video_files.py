@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.stream import Disposition
 
 
 WIDTH, HEIGHT = 64, 48
@@ -47,6 +48,7 @@ def write_video(
     b_frames: int = 2,
     pix_fmt: str = "yuv420p",
     rotation: int = 0,
+    codec: str = "libx264",
     container_options: dict[str, str] | None = None,
     container_format: str | None = None,
 ) -> str:
@@ -62,6 +64,7 @@ def write_video(
         b_frames: Frames that are stored after later ones they are predicted from.
         pix_fmt: FFmpeg's pixel format.
         rotation: Degrees counterclockwise by which a player turns the picture.
+        codec: FFmpeg's encoder.
         container_options, container_format: For the muxer.
 
     Returns:
@@ -71,9 +74,11 @@ def write_video(
     count = count if times is None else len(times)
     target = str(path) if isinstance(path, str | Path) else path
     with av.open(target, "w", format=container_format, options=container_options or {}) as container:
-        stream = container.add_stream("libx264", rate=rate)
+        stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
-        stream.options = {"preset": "ultrafast", "g": str(gop), "bf": str(b_frames), "sc_threshold": "0", "crf": "18"}
+        stream.options = {"g": str(gop), "bf": str(b_frames)}
+        if codec == "libx264":
+            stream.options |= {"preset": "ultrafast", "sc_threshold": "0", "crf": "18"}
         stream.codec_context.time_base = clock
         if rotation:
             stream.set_display_rotation(rotation)
@@ -106,14 +111,15 @@ def write_live(path: Path, count: int = 40) -> str:
 
 
 def write_two_streams(path: Path) -> str:
-    """A small stream of 20 frames, then a large one of 30 which is the best."""
+    """A small and poor stream of 20 frames, then a large and good one of 30, which a player takes by default."""
     with av.open(str(path), "w") as container:
         streams = []
-        for size in ((WIDTH, HEIGHT), (2 * WIDTH, 2 * HEIGHT)):
-            stream = container.add_stream("libx264", rate=10)
+        for size, quality in (((WIDTH, HEIGHT), "51"), ((2 * WIDTH, 2 * HEIGHT), "10")):
+            stream = container.add_stream("libx264", rate=10, options={"crf": quality})
             stream.width, stream.height = size
             stream.pix_fmt = "yuv420p"
             streams.append(stream)
+        streams[1].disposition = Disposition.default
         for stream, count in zip(streams, (20, 30), strict=True):
             for i, pixels in enumerate(numbered_frames(count, stream.width, stream.height)):
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
@@ -177,4 +183,37 @@ def write_trimmed(path: Path, source: str, start: float) -> str:
             packet.dts -= shift
             packet.stream = stream
             new.mux(packet)
+    return str(path)
+
+
+def write_raw_mjpeg(path: Path, count: int = 200) -> str:
+    """A raw stream of JPEG pictures, in which nothing can be sought."""
+    with av.open(str(path), "w", format="mjpeg") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
+        for i, pixels in enumerate(numbered_frames(count)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return str(path)
+
+
+def write_size_change(path: Path) -> str:
+    """An MPEG transport stream of 20 small and then 20 large frames, as a broadcast may send it."""
+    parts = []
+    for i, size in enumerate(((WIDTH, HEIGHT), (2 * WIDTH, 2 * HEIGHT))):
+        write_video(path, times=[2 * i + k / 10 for k in range(20)], size=size, b_frames=0, container_format="mpegts")
+        parts.append(path.read_bytes())
+    path.write_bytes(b"".join(parts))
+    return str(path)
+
+
+def write_bad_index(path: Path, good_frames: int) -> str:
+    """An MP4 whose table of packet sizes is senseless from one frame on."""
+    write_video(path, b_frames=0)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"stsz") + 16 + 4 * good_frames
+    content[entry : entry + 4] = b"\x7f\xff\xff\xff"
+    path.write_bytes(content)
     return str(path)

@@ -233,7 +233,7 @@ def _video_key(video: Any) -> Any:
 
 def _video_name(video: Any) -> str:
     if isinstance(video, Mapping):
-        return str(video.get("path"))
+        return str(video.get("path") or "given as frames or bytes")
     return str(video) if isinstance(video, str) else type(video).__name__
 
 

@@ -161,7 +161,7 @@ def shift_edits(case: Case) -> Iterator[Edit | Impossible]:
         starts = case.starts(max(case.duration - length, 0.0))
         iou = np.array([case.random.uniform(low, high) for _ in starts])
         near = start + np.where(starts > start, 1, -1) * length * (1 - iou) / (1 + iou)
-        starts = np.where(np.arange(len(starts)) % 2 == 0, np.round(near, 2), starts)
+        starts = np.where(np.arange(len(starts)) % 2 == 0, np.round(near, 2), starts) + 0.0  # no -0.0
         moved = np.stack([starts, np.round(starts + length, 3)], axis=1)  # (candidates, 2)
         overlap = temporal_iou(moved, [case.spans[event]])[:, 0]
         fits = (starts >= 0) & (moved[:, 1] <= case.duration) & (np.abs(starts - start) >= case.config.tolerance)

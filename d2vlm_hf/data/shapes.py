@@ -15,7 +15,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ class ShapesConfig:
             Seed of the whole data set.
         size (`int`, *optional*, defaults to 128):
             Height and width of the files in pixels, an even number.
+        file_fps (`int`, *optional*, defaults to 8):
+            Frames per second of the files, a multiple of 8, so that every event begins and ends on a frame.
         start_index (`int`, *optional*, defaults to 0):
             Index of the first video in its split.
     """
@@ -73,6 +75,7 @@ class ShapesConfig:
     task_weights: Mapping[str, float] = field(default_factory=lambda: dict(TASK_WEIGHTS))
     seed: int = 0
     size: int = DEFAULT_SIZE
+    file_fps: int = FILE_FPS
     start_index: int = 0
 
     def __post_init__(self) -> None:
@@ -83,6 +86,16 @@ class ShapesConfig:
                 f"num_videos={self.num_videos} and rows_per_video={self.rows_per_video} leave nothing to generate. "
                 "Use 1 or more of each."
             )
+
+        if self.file_fps < 1 or self.file_fps % FILE_FPS:
+            raise ValueError(
+                f"file_fps={self.file_fps} would put events between two frames: they lie on a grid of 1/{FILE_FPS} s. "
+                f"Use a multiple of {FILE_FPS}."
+            )
+
+    def scene(self, index: int) -> Scene:
+        """Return the scene of an index."""
+        return replace(make_scene(self.difficulty, self.split, index, self.seed), file_fps=self.file_fps)
 
     @property
     def indices(self) -> range:
@@ -179,12 +192,12 @@ def _ask_something_new(
 def iterate(config: ShapesConfig) -> Iterator[tuple[Scene, list[dict[str, Any]]]]:
     """Yield every scene of a configuration with its rows, without writing anything."""
     for index in config.indices:
-        scene = make_scene(config.difficulty, config.split, index, config.seed)
+        scene = config.scene(index)
         yield scene, make_rows(scene, config.rows_per_video, config.task_weights)
 
 
 def _write_missing(folder: Path, config: ShapesConfig, index: int) -> None:
-    scene = make_scene(config.difficulty, config.split, index, config.seed)
+    scene = config.scene(index)
     path = folder / VIDEO_FOLDER / f"{scene.name}.mp4"
     if not path.exists():
         write_video(scene, path, size=config.size)

@@ -342,8 +342,10 @@ def _draw_sheet(frames: np.ndarray, times: np.ndarray, duration: float, lanes: l
         draw.text((4, top), text, SHEET_INK, font)
         bar = top + SHEET_LINE + 4, top + 2 * SHEET_LINE - 6
         draw.line((0, bar[1] + 2, total, bar[1] + 2), SHEET_LINE_COLOUR)
-        for (start, end), filled in [(span, True) for span in spans] + [(span, False) for span in given]:
-            box = start / duration * total, bar[0], end / duration * total, bar[1]
+        half = (bar[1] - bar[0]) // 2
+        for place, ((start, end), filled) in enumerate([*((s, True) for s in spans), *((s, False) for s in given)]):
+            low = bar[0] + half * (place % 2)  # neighbours lie a step apart, so that overlaps show
+            box = start / duration * total, low, end / duration * total, low + half
             draw.rectangle(box, fill=colour if filled else None, outline=SHEET_INK)
             draw.text((box[2] + 4, bar[0] - 3), f"{start:g} - {end:g}", SHEET_INK, font)
     path.parent.mkdir(parents=True, exist_ok=True)

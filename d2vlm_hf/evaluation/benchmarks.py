@@ -315,7 +315,7 @@ def load_annotations(
     text = "" if benchmark == "etbench" else _prompt(benchmark, prompt)
     try:
         rows = _READERS[benchmark](paths, text)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{[str(part) for part in paths]} is not in the published format of {benchmark} ({error!r}); "
             "check that it is the benchmark's own annotation file."

@@ -154,7 +154,7 @@ def score(
     unknown = sorted({str(row["task"]) for row in rows} - set(TASKS))
     if unknown or not rows:
         raise ValueError(
-            f"rows has {len(rows)} rows, with tasks {unknown} that shapes lack; use some of {list(TASKS)}."
+            f"rows has {len(rows)} rows, with the tasks {unknown} that shapes do not have; use some of {list(TASKS)}."
         )
     scored = [_score_one(row, p) for row, p in zip(rows, align_predictions(rows, predictions), strict=True)]
     per_row, parsed = [result for result, _ in scored], [own for _, own in scored]
@@ -182,9 +182,7 @@ def score(
         "agreement": headline(per_row, "agreement", seed=seed),
         "attributes": {name: headline(_where(per_row, attribute=name), seed=seed) for name in attributes},
         "difficulties": {
-            name: {
-                task: headline(_where(_where(per_row, "difficulty", name), "task", task), seed=seed) for task in tasks
-            }
+            name: {task: headline(_where(per_row, difficulty=name, task=task), seed=seed) for task in tasks}
             for name in difficulties
         },
         "calibration": evidence_calibration([parsed[n] for n in spanned], [rows[n]["spans"] for n in spanned]),

@@ -56,6 +56,14 @@ def _load_similarity_model(name: str) -> Any:
     return SentenceTransformer(name, device="cpu", local_files_only=True)
 
 
+@lru_cache(maxsize=1)
+def _meteor() -> Any:
+    """The METEOR process, one for all scorers: it takes seconds to start."""
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    return Meteor()
+
+
 class SentenceSimilarity:
     """Similarity of sentences: dot product of their all-MiniLM-L6-v2 embeddings, computed once per text.
 
@@ -172,9 +180,7 @@ class CaptionScorer:
 
             scorers["Bleu"] = Bleu(4)
         if "METEOR" in self.metrics:
-            from pycocoevalcap.meteor.meteor import Meteor
-
-            scorers["METEOR"] = Meteor()
+            scorers["METEOR"] = _meteor()
         if "ROUGE_L" in self.metrics:
             from pycocoevalcap.rouge.rouge import Rouge
 

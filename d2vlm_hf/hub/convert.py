@@ -37,7 +37,7 @@ from .original_weights import Weights, fetch, open_weights
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 10**9
-"""Size of a written shard; about twice as much is in memory while one is written."""
+"""Size of a written shard; at most one is in memory, and none where dtypes stay as they are stored."""
 
 QFORMER_VOCABULARY = "qformer_vocab.txt"
 """WordPiece vocabulary beside a checkpoint, used when no `qformer_tokenizer` is given."""
@@ -87,7 +87,7 @@ def plan_conversion(
     report = ConversionReport(family="etchat" if etchat else "d2vlm", text_model=text_family(source))
     rows = source["vocab_size"]
     ids = choose_token_ids(source, etchat, tokenizer)
-    config = translate_config(source, ids)
+    config = translate_config(source, ids, etchat)
     new_rows = set(range(rows, ids.vocab_size)) | ({ids.evidence, ids.evidence_end} if etchat else set())
     with torch.device("meta"):
         state = D2VLMForConditionalGeneration(config).state_dict()
@@ -176,6 +176,8 @@ def _notes(source: Mapping[str, Any], ids, etchat: bool, config: D2VLMConfig) ->
         )
     if etchat:
         notes.append("an E.T. Chat checkpoint: nothing in it was trained on evidence, so fine-tune it before use")
+        if not source.get("bi_attention", True):
+            notes.append("its frames attended backwards only (bi_attention); from here on they attend both ways")
         if source.get("match_token_id") is not None:
             notes.append(f"its <vid> (token {source['match_token_id']}) keeps its row and has no meaning here")
     return notes
@@ -367,6 +369,8 @@ def _save_processor(folder: Path, source: Mapping, plan: ConversionPlan, tokeniz
         plan.report.notes.append(f"no processor was written: pass {lacking}")
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        if qformer_tokenizer is not None:
+            qformer_tokenizer.save_pretrained(folder / "qformer_tokenizer")
         return None
     size = plan.config.vision_config.image_size
     processor = D2VLMProcessor(

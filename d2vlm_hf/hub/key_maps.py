@@ -247,7 +247,7 @@ _ONLY_KNOWN_AS = {
 }
 
 
-def translate_config(source: Mapping[str, Any], ids: TokenIds) -> D2VLMConfig:
+def translate_config(source: Mapping[str, Any], ids: TokenIds, etchat: bool = False) -> D2VLMConfig:
     """The `D2VLMConfig` of an original `config.json`.
 
     Where it has no `tiny_vision` and `tiny_qformer` blocks, the sizes are the published ones: EVA-ViT-g/14 at 224 px,
@@ -256,6 +256,8 @@ def translate_config(source: Mapping[str, Any], ids: TokenIds) -> D2VLMConfig:
     Args:
         source: The original `config.json`.
         ids (`TokenIds`): See `choose_token_ids`.
+        etchat (`bool`): Whether it is E.T. Chat's; its frames attend both ways from here on, as D2VLM is trained,
+            whichever stage the checkpoint comes from (the second has `bi_attention: false`).
 
     Returns:
         `D2VLMConfig`.
@@ -279,7 +281,7 @@ def translate_config(source: Mapping[str, Any], ids: TokenIds) -> D2VLMConfig:
         evidence_end_token_id=ids.evidence_end,
         evidence_decay=float(source.get("alpha", 2.0)),
         consistency_weight=10.0 if source.get("consistency_loss", True) else 0.0,
-        frame_attention="bidirectional" if source.get("bi_attention", True) else "causal",
+        frame_attention="bidirectional" if etchat or source.get("bi_attention", True) else "causal",
         architectures=["D2VLMForConditionalGeneration"],
     )
 
@@ -309,7 +311,12 @@ def choose_token_ids(
     Raises:
         ValueError: no ids in `config.json`, or others than in the tokenizer.
     """
-    rows = source["vocab_size"]
+    rows = source.get("vocab_size")
+    if not rows:
+        raise ValueError(
+            f"config.json has vocab_size={rows}: without the rows of the embedding matrix the tokens cannot be placed. "
+            "Take config.json from the folder that the trained model was saved to."
+        )
     stated = (source.get("evidence_token_id"), source.get("evidence_end_token_id"))
     if not etchat and None in stated:
         raise ValueError(

@@ -188,6 +188,7 @@ class VideoGroundingPipeline(Pipeline):
             "do_sample": False,
             "num_beams": 1,
             "max_new_tokens": MAX_NEW_TOKENS,
+            "max_length": None,  # the checkpoint's would only cause a warning
             "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)),
             "pad_token_id": self.processor.pad_token_id,
         }

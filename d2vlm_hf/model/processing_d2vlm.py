@@ -74,10 +74,6 @@ class D2VLMProcessor(ProcessorMixin):
 
     # ---- saving and loading -----------------------------------------------------------------------------------------
 
-    @classmethod
-    def get_attributes(cls) -> list[str]:
-        return ["video_processor", "tokenizer", "qformer_tokenizer"]
-
     def check_argument_for_proper_class(self, argument_name: str, argument: Any):
         """As in transformers, without its need for torchvision and with an optional second tokenizer."""
         if argument_name == "video_processor":
@@ -113,10 +109,7 @@ class D2VLMProcessor(ProcessorMixin):
             del self.get_attributes
 
     def to_dict(self) -> dict[str, Any]:
-        output = super().to_dict()
-        output.pop("qformer_tokenizer", None)
-        output["has_qformer_tokenizer"] = self.qformer_tokenizer is not None
-        return output
+        return {**super().to_dict(), "has_qformer_tokenizer": self.qformer_tokenizer is not None}
 
     # ---- text -> tokens ---------------------------------------------------------------------------------------------
 
@@ -248,7 +241,8 @@ class D2VLMProcessor(ProcessorMixin):
         Args:
             questions (`str` or `list[str]`): Plain words, one per prompt. Control tokens in them are text.
             videos: One video, or a list of them; see `D2VLMVideoProcessor`.
-            question_spans (`list[list[[start, end]]]`, *optional*): Seconds of the moments that `<evi>` names in each.
+            question_spans (`list[[start, end]]`, *optional*): Seconds of the moments that `<evi>` stands for in the
+                question; with a list of questions, a list of such lists.
             video_index (`list[int]`, *optional*): Which video each question is about; default: question i, video i.
             max_context (`int`, *optional*): Tokens that a prompt may have; longer ones are an error.
             return_metadata (`bool`): Adds `video_metadata`, one entry a prompt: `timestamps (T,)` in seconds, `fps` as
@@ -263,7 +257,7 @@ class D2VLMProcessor(ProcessorMixin):
         Raises:
             ValueError: questions, videos and spans that do not fit each other, naming the values.
         """
-        questions = [questions] if isinstance(questions, str) else list(questions)
+        questions, question_spans = _as_lists(questions, question_spans)
 
         def encode(row: int, num_frames: int, num_spans: int) -> list[int]:
             return self.encode_prompt(questions[row], num_frames, num_spans)
@@ -292,7 +286,7 @@ class D2VLMProcessor(ProcessorMixin):
                 f"got text={text!r} and videos={type(videos).__name__}: a grounded answer needs a question and a "
                 "video. Pass both."
             )
-        prompts = [text] if isinstance(text, str) else list(text)
+        prompts, question_spans = _as_lists(text, question_spans)
         wrong = [prompt for prompt in prompts if prompt.count(self.video_token) != 1]
         if wrong:
             raise ValueError(
@@ -315,11 +309,11 @@ class D2VLMProcessor(ProcessorMixin):
         return self._batch(questions, encode, *about, max_context, return_metadata, return_tensors, options)
 
     def _bare_question(self, rest: str) -> str:
-        """The question in a rendered prompt; of a longer conversation, all of its words."""
+        """The question in a rendered prompt; of a longer conversation, all that is said."""
         frame = self.prompt_frame
         if rest.startswith(frame.between) and rest.endswith(frame.after):
-            return rest.removeprefix(frame.between).removesuffix(frame.after)
-        return frame.control.sub(" ", rest).strip()
+            rest = rest.removeprefix(frame.between).removesuffix(frame.after)
+        return frame.control.sub(lambda token: token[0] if token[0] == self.evidence_token else " ", rest)
 
     @staticmethod
     def _videos_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -371,8 +365,7 @@ class D2VLMProcessor(ProcessorMixin):
         batch["pixel_values_videos"], batch["num_frames"] = encoded["pixel_values_videos"], encoded["num_frames"]
         if video_index is not None:
             batch["video_index"] = torch.tensor(order)
-        if return_metadata:
-            batch["video_metadata"] = metadata
+        batch |= {"video_metadata": metadata} if return_metadata else {}
         return BatchFeature(batch, tensor_type=return_tensors, skip_tensor_conversion=["video_metadata"])
 
     @staticmethod
@@ -441,6 +434,13 @@ class D2VLMProcessor(ProcessorMixin):
             )
             for row, ids in enumerate(sequences)
         ]
+
+
+def _as_lists(texts: str | Sequence[str], spans: Sequence | None) -> tuple[list[str], Sequence | None]:
+    """One text with its spans, or several with a list of spans each, as the latter."""
+    if isinstance(texts, str):
+        return [texts], None if spans is None else [spans]
+    return list(texts), spans
 
 
 D2VLMProcessor.register_for_auto_class("AutoProcessor")

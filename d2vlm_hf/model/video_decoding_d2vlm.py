@@ -8,6 +8,7 @@ All times in here are seconds on the stream's own clock; `video_processing_d2vlm
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -91,38 +92,37 @@ class TorchcodecReader(VideoReader):
     """Frames by torchcodec in exact seek mode; raises `DecoderFailure` on anything torchcodec cannot do.
 
     Args:
-        payload (`str`, `bytes` or file-like): The encoded file; `None` if `decoder` is given.
-        name (`str`): What messages call the video.
+        source (`EncodedFile` of video_sources_d2vlm.py, or `torchcodec.decoders.VideoDecoder`): What to read.
         num_threads (`int`): FFmpeg threads, 0 for as many as it likes.
-        decoder (`torchcodec.decoders.VideoDecoder`, *optional*): One that is already open.
     """
 
     decoder = "torchcodec"
 
-    def __init__(self, payload: Any, name: str, num_threads: int = 1, decoder: Any = None) -> None:
-        if decoder is None:
-            decoder = self._open(payload, num_threads)
-        meta = decoder.metadata
+    def __init__(self, source: Any, num_threads: int = 1) -> None:
+        self._given = hasattr(source, "get_frames_played_at")
+        self._decoder = source if self._given else self._open(source, num_threads)
+        meta = self._decoder.metadata
         if not meta.num_frames or meta.codec in TEXT_CODECS:
-            raise DecoderFailure(f"no video frames (codec {meta.codec})")
-        self._decoder, self._given = decoder, payload is None
+            raise DecoderFailure(f"it finds no video frames (codec {meta.codec})")
         self._frame_bytes = meta.width * meta.height * 3
         begin, self._decoder_end = meta.begin_stream_seconds, meta.end_stream_seconds
         end, slack = self._decoder_end, TIME_TOLERANCE
         steady = meta.average_fps_from_header and meta.num_frames / meta.average_fps_from_header
         if not self._given and not (steady and abs(begin + steady - end) < TIME_TOLERANCE):
-            duration, slack = _measure(payload, name, end - begin)
-            end = begin + duration
+            try:
+                with closing(PyAvReader(source)) as other:  # without a steady rate the end is PyAvReader's to say
+                    end, slack = begin + other.duration, other.slack
+            except (ImportError, ValueError) as error:
+                logger.info("%s: its end is taken from torchcodec (%s)", source.name, error)
+        name = "<VideoDecoder>" if self._given else source.name
         super().__init__(name, begin, end, meta.num_frames, begin, meta.duration_seconds_from_header, slack)
 
     @staticmethod
-    def _open(payload: Any, num_threads: int) -> Any:
-        if hasattr(payload, "seek"):
-            payload.seek(0)
+    def _open(source: Any, num_threads: int) -> Any:
         try:
             from torchcodec.decoders import VideoDecoder
 
-            return VideoDecoder(payload, seek_mode="exact", num_ffmpeg_threads=num_threads, device="cpu")
+            return VideoDecoder(source.rewound(), seek_mode="exact", num_ffmpeg_threads=num_threads, device="cpu")
         except (RuntimeError, ValueError) as error:
             raise DecoderFailure(_first_line(error)) from error
 
@@ -159,32 +159,31 @@ class PyAvReader(VideoReader):
     Pixels go through FFmpeg's `format=rgb24` filter, as in torchcodec, so that both decoders give equal frames.
 
     Args:
-        payload (`str`, `bytes` or file-like): The encoded file.
-        name (`str`): What messages call the video.
+        source (`EncodedFile` of video_sources_d2vlm.py): What to read.
         num_threads (`int`): FFmpeg threads, 0 for as many as it likes.
 
     Raises:
+        ImportError: If PyAV cannot be loaded.
         ValueError: If there is no video to decode in it; the message says why.
     """
 
     decoder = "pyav"
 
-    def __init__(self, payload: Any, name: str, num_threads: int = 1) -> None:
-        self._av = import_pyav()
-        self._payload, self._threads = payload, num_threads
+    def __init__(self, source: Any, num_threads: int = 1) -> None:
+        self._av = _import_pyav()
+        self._source, self._threads, self._container = source, num_threads, None
         self._broken: set[int] = set()
         self._can_seek, self._sought, self._cut = True, False, False
         self._graph, self._graph_key = None, None
-        self.name = name
         self._open()
         stamps, ends, keys = self._scan()
         if not len(stamps):
             raise ValueError(
-                f"{name} holds no video frames: its header describes a video, but no picture follows. "
-                "Check that the recording or download was complete."
+                f"{source.name} holds no video frames with times: its header describes a video, but nothing that can "
+                "be shown follows. Check that the file is complete; put a raw stream into an MP4 (ffmpeg -c copy)."
             )
         self._stamps, self._keys = np.unique(stamps), np.unique(keys)  # (n,) in time-base units, presentation order
-        begin, last, tick = self._seconds(self._stamps[0]), self._seconds(self._stamps[-1]), self._seconds(1)
+        begin, last, tick = (float(self._seconds(stamp)) for stamp in (self._stamps[0], self._stamps[-1], 1))
         announced = self._stream.duration and self._seconds(self._stream.duration)
         gaps = self._seconds(np.diff(self._stamps))
         if len(gaps):
@@ -193,9 +192,10 @@ class PyAvReader(VideoReader):
             mean = (last - begin) / len(gaps)
             end = last + float(np.clip((announced or 0.0) - (last - begin), mean, gaps.max()))
         else:
-            end = self._seconds(ends.max())
+            end = float(self._seconds(ends.max()))
             mean = end - begin
-        super().__init__(name, begin, end, len(stamps), begin, announced, max(min(tick, mean / 4), TIME_TOLERANCE))
+        slack = max(min(tick, mean / 4), TIME_TOLERANCE)
+        super().__init__(source.name, begin, end, len(stamps), begin, announced, slack)
 
     @property
     def skipped(self) -> int:
@@ -208,20 +208,20 @@ class PyAvReader(VideoReader):
     def _open(self) -> None:
         """Open the file from its start."""
         self.close()
-        if hasattr(self._payload, "seek"):
-            self._payload.seek(0)
-        source = io.BytesIO(self._payload) if isinstance(self._payload, bytes) else self._payload
+        payload = self._source.rewound()
         try:
-            self._container = self._av.open(source, metadata_errors="replace")
+            self._container = self._av.open(
+                io.BytesIO(payload) if isinstance(payload, bytes) else payload, metadata_errors="replace"
+            )
         except (self._av.error.FFmpegError, OSError) as error:
-            raise ValueError(_why_unreadable(self._payload, self.name, error)) from error
+            raise ValueError(self._source.why_unreadable(error.strerror)) from error
         self._stream = self._container.streams.best("video")
         codec = self._stream and self._stream.codec_context
         if codec is None or codec.name in TEXT_CODECS:
             kinds = sorted({stream.type for stream in self._container.streams} - {"video"}) or ["text"]
             raise ValueError(
-                f"{self.name} holds no video: FFmpeg finds only {' and '.join(kinds)} in it. Give a file with a video "
-                "stream."
+                f"{self._source.name} holds no video: FFmpeg finds only {' and '.join(kinds)} in it. Give a file that "
+                "has a video stream."
             )
         codec.thread_count = self._threads
         codec.thread_type = "SLICE" if self._threads == 1 else "AUTO"
@@ -231,7 +231,7 @@ class PyAvReader(VideoReader):
         """Presentation times, ends and key-frame times of all packets, in time-base units, without decoding."""
         stamps, ends, keys = [], [], []
         for packet in self._packets():
-            stamp = None if packet is None else packet.dts if packet.pts is None else packet.pts
+            stamp = None if packet is None else self._stamp(packet)
             if stamp is None or packet.is_discard:  # the end, or cut away by an edit list
                 continue
             stamps.append(stamp)
@@ -247,7 +247,7 @@ class PyAvReader(VideoReader):
         try:
             yield from packets
         except self._av.error.FFmpegError as error:
-            logger.info("%s cannot be read to its end (%s)", self.name, error)
+            logger.info("%s cannot be read to its end (%s)", self._source.name, error)
             self._cut = True
             yield None
 
@@ -259,11 +259,12 @@ class PyAvReader(VideoReader):
                 if packet is not None and packet.dts is not None:  # the packet that ends the stream has none
                     self._broken.add(packet.dts)
                 continue
-            yield from frames
+            yield from (frame for frame in frames if self._stamp(frame) is not None)
 
     @staticmethod
-    def _stamp(frame: Any) -> int:
-        return frame.dts if frame.pts is None else frame.pts
+    def _stamp(item: Any) -> int | None:
+        """When a frame or packet is shown, in time-base units."""
+        return item.dts if item.pts is None else item.pts
 
     def _skip_ahead(self, target: int) -> None:
         """Seek to the key frame before `target` if that saves enough decoding."""
@@ -368,7 +369,7 @@ class PyAvReader(VideoReader):
         )
 
     def close(self) -> None:
-        if getattr(self, "_container", None) is not None:
+        if self._container is not None:
             self._container.close()
 
 
@@ -408,49 +409,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def _measure(payload: Any, name: str, default: float) -> tuple[float, float]:
-    """Duration and slack of a file without a steady frame rate, both in seconds, by the rule for both decoders."""
-    try:
-        reader = PyAvReader(payload, name)
-    except (ImportError, ValueError) as error:
-        logger.info("%s: its end is taken from torchcodec (%s)", name, error)
-        return default, TIME_TOLERANCE
-    reader.close()
-    return reader.duration, reader.slack
-
-
-def _head(payload: Any, size: int = 12) -> bytes:
-    """The first bytes of a file."""
-    if isinstance(payload, bytes):
-        return payload[:size]
-    if hasattr(payload, "seek"):
-        payload.seek(0)
-        return payload.read(size)
-    with open(payload, "rb") as file:
-        return file.read(size)
-
-
-def _why_unreadable(payload: Any, name: str, error: Exception) -> str:
-    head = _head(payload)
-    if not head:
-        return f"{name} is empty (0 bytes): the recording or download did not finish. Make or fetch it again."
-    if head[4:8] == b"ftyp":
-        return (
-            f"{name} is a cut-off MP4 or MOV file: its index (moov), without which no frame is found, is missing or "
-            "damaged. Fetch the whole file, or record with the index in front (ffmpeg -movflags +faststart)."
-        )
-    return (
-        f"{name} is not a video that FFmpeg can read ({getattr(error, 'strerror', error)}). Check that it is "
-        "the file you meant, or convert it (ffmpeg -i IN OUT.mp4)."
-    )
-
-
-def import_pyav() -> Any:
-    """The module `av`.
-
-    Raises:
-        ImportError: If it is not installed or does not load.
-    """
+def _import_pyav() -> Any:
     try:
         import av
         import av.filter
@@ -462,4 +421,4 @@ def import_pyav() -> Any:
     return av
 
 
-__all__ = ["DecoderFailure", "FramesReader", "PyAvReader", "TorchcodecReader", "VideoReader", "import_pyav"]
+__all__ = ["DecoderFailure", "FramesReader", "PyAvReader", "TorchcodecReader", "VideoReader"]

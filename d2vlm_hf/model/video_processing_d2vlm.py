@@ -139,33 +139,28 @@ def sample_video(
     """
     _check_rate("fps", fps)
     _check_max_frames(max_frames)
-    readers = _readers(decoder)
+    sample = partial(_sample, fps=fps, max_frames=max_frames, transform=frame_transform)
     with ExitStack() as stack:
         found = resolve_source(source, stack)
-        sample = partial(_sample, fps=fps, max_frames=max_frames, transform=frame_transform)
         if isinstance(found, FrameList):
             seconds, period = frame_times(found.count, found.name, video_fps, timestamps, 1 / (fps or DEFAULT_FPS))
             return sample(FramesReader(found, seconds, period))
-        name = "<VideoDecoder>" if is_decoder(found) else found.name
         if video_fps is not None or timestamps is not None:
             raise ValueError(
-                f"{name} came with video_fps or timestamps, but a video file has its own times. Leave both out; they "
-                "are for arrays, lists of pictures and frame folders."
+                f"{getattr(found, 'name', 'A VideoDecoder')} came with video_fps or timestamps, but a video file has "
+                "its own times. Leave both out; they are for arrays, lists of pictures and frame folders."
             )
-        failure = None
-        for reader_class in [TorchcodecReader] if is_decoder(found) else readers:
+        for reader_class in [TorchcodecReader] if is_decoder(found) else _readers(decoder):
             try:
-                if is_decoder(found):
-                    return sample(TorchcodecReader(None, name, decoder=found))
-                with closing(reader_class(found.payload, name, num_threads)) as reader:
+                with closing(reader_class(found, num_threads)) as reader:
                     return sample(reader)
             except DecoderFailure as error:
-                logger.info("torchcodec cannot read %s (%s)", name, error)
                 failure = error
-        raise ValueError(
-            f"{name} cannot be read by torchcodec: {failure}. Give the path of the file, so that PyAV can step over "
-            "what is damaged, or encode it again."
-        ) from failure
+                logger.info("torchcodec cannot read %s (%s)", getattr(found, "name", "a VideoDecoder"), failure)
+    raise ValueError(
+        f"The VideoDecoder cannot give all frames that were asked for: {failure}. Give the path of the file instead, "
+        "so that PyAV can step over what is damaged, or encode it again."
+    ) from failure
 
 
 def _readers(decoder: str | None) -> list[type[VideoReader]]:
@@ -240,12 +235,11 @@ def _sample(
     effective = float(fps) if regular else len(seconds) / duration
     if thinned:
         logger.warning(
-            "%s: %.1f s at %s frames per second are more than max_frames=%d; %d evenly spaced frames (%.4g per second) "
-            "are used instead.",
+            "%s: %.1f s hold more than max_frames=%d frames at fps=%s; %d evenly spaced ones (fps=%.4g) are used.",
             reader.name,
             duration,
-            fps or "all",
             max_frames,
+            fps,
             len(seconds),
             effective,
         )
@@ -419,7 +413,7 @@ class D2VLMVideoProcessor(VideoProcessorMixin, PilBackend):
             frames = resize_frames(frames, *resized_size(*frames.shape[-2:], options["size"]))
         if options["do_center_crop"]:
             frames = center_crop_frames(frames, options["crop_size"].height, options["crop_size"].width)
-        return frames
+        return frames.contiguous()  # a view would keep the whole chunk in memory
 
 
 def _per_video(name: str, value: Any, count: int) -> list[Any]:

@@ -43,6 +43,37 @@ class EncodedFile:
     payload: Any
     name: str
 
+    def rewound(self) -> Any:
+        """The payload, a file object at its start."""
+        if hasattr(self.payload, "seek"):
+            self.payload.seek(0)
+        return self.payload
+
+    def why_unreadable(self, reason: str) -> str:
+        """Say what is wrong with a file that FFmpeg does not open, and what to do; `reason` is FFmpeg's own."""
+        head = self._head(12)
+        if not head:
+            return f"{self.name} is empty (0 bytes): the recording or download did not finish. Make or fetch it again."
+        if head[4:8] == b"ftyp":
+            return (
+                f"{self.name} is a cut-off MP4 or MOV file: its index (moov), without which no frame is found, is "
+                "missing or damaged. Fetch the whole file, or record with the index in front (ffmpeg -movflags "
+                "+faststart)."
+            )
+        return (
+            f"{self.name} is not a video that FFmpeg can read ({reason}). Check that it is the file you meant, or "
+            "convert it (ffmpeg -i IN OUT.mp4)."
+        )
+
+    def _head(self, size: int) -> bytes:
+        payload = self.rewound()
+        if isinstance(payload, bytes):
+            return payload[:size]
+        if hasattr(payload, "read"):
+            return payload.read(size)
+        with open(payload, "rb") as file:
+            return file.read(size)
+
 
 @dataclass
 class FrameList:

@@ -29,15 +29,23 @@ ATTENTION_PROJECTIONS = ("qkv_proj", "q_proj", "k_proj", "v_proj", "o_proj")
 FULLY_TRAINED = ("connector", "evidence_head", "frame_head", "embed_tokens", "lm_head")
 
 
-def load_model(arguments: ModelArguments, data: DataArguments):
-    """The model and processor that a run starts from."""
-    if arguments.scratch is not None:
-        return build_from_scratch(arguments.scratch, shapes_corpus())
+def last_checkpoint(folder: str) -> str | None:
+    """The newest complete checkpoint of an earlier run, if there is one."""
+    return get_last_checkpoint(folder) if os.path.isdir(folder) else None
+
+
+def load_model(arguments: ModelArguments, output_dir: str):
+    """The model and processor that a run starts from; one from nothing goes on with what it saved itself."""
     options = {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
-    processor = AutoProcessor.from_pretrained(arguments.model_name_or_path, **options)
+    source = arguments.model_name_or_path
+    if arguments.scratch is not None:
+        source = last_checkpoint(output_dir)
+        if source is None:
+            return build_from_scratch(arguments.scratch, shapes_corpus())
+    processor = AutoProcessor.from_pretrained(source, **options)
     if arguments.dtype is not None:
         options["dtype"] = arguments.dtype
-    return AutoModelForImageTextToText.from_pretrained(arguments.model_name_or_path, **options), processor
+    return AutoModelForImageTextToText.from_pretrained(source, **options), processor
 
 
 def lora_config(model, arguments: ModelArguments):
@@ -63,7 +71,7 @@ def lora_config(model, arguments: ModelArguments):
         lora_dropout=arguments.lora_dropout,
         target_modules=rf".*language_model\..*\.({'|'.join(map(re.escape, present))})",
         modules_to_save=in_full,
-        task_type=None,
+        ensure_weight_tying=model.config.tie_word_embeddings,
     )
 
 
@@ -100,7 +108,7 @@ def run_sft(model_arguments: ModelArguments, data: DataArguments, config: D2VLMS
         The metrics of the run: `train_runtime` in seconds, `train_loss`, and those of the last evaluation.
     """
     set_seed(config.seed)
-    model, processor = load_model(model_arguments, data)
+    model, processor = load_model(model_arguments, config.output_dir)
     if model_arguments.attn_implementation is not None:
         model.set_attn_implementation(model_arguments.attn_implementation)
     if model_arguments.use_lora:
@@ -121,9 +129,8 @@ def run_sft(model_arguments: ModelArguments, data: DataArguments, config: D2VLMS
 
 def finish_run(trainer, processor, config) -> dict[str, Any]:
     """Train from the newest checkpoint if there is one, evaluate, save adapter, merged model and metrics."""
-    last = get_last_checkpoint(config.output_dir) if os.path.isdir(config.output_dir) else None
     started = time.time()
-    result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint or last)
+    result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint or last_checkpoint(config.output_dir))
     metrics = dict(result.metrics)
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
