@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .model.pipeline_d2vlm import VideoGroundingPipeline
     from .model.processing_d2vlm import D2VLMProcessor
     from .model.video_processing_d2vlm import D2VLMVideoProcessor
-    from .training.configs import D2VLMSFTConfig, FPOConfig
+    from .training.configs import D2VLMSFTConfig
+    from .training.fpo_config import FPOConfig
     from .training.fpo_trainer import FPOTrainer
     from .training.sft_trainer import D2VLMSFTTrainer
 
@@ -37,7 +38,7 @@ _LAZY = {
     "D2VLMSFTConfig": ".training.configs",
     "D2VLMSFTTrainer": ".training.sft_trainer",
     "D2VLMVideoProcessor": ".model.video_processing_d2vlm",
-    "FPOConfig": ".training.configs",
+    "FPOConfig": ".training.fpo_config",
     "FPOTrainer": ".training.fpo_trainer",
     "VideoGroundingPipeline": ".model.pipeline_d2vlm",
     "convert_checkpoint": ".hub.convert",

@@ -5,12 +5,12 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hub_server import run_script
 from tiny_processor import assert_same, model_for, tiny_processor
 from transformers import (
     AutoConfig,
@@ -132,15 +132,13 @@ def test_loading_with_the_package(saved):
 
 
 STRANGER = """
-import json, sys
+import json, os, sys
 
-sys.modules["d2vlm_hf"] = None  # as if it were not installed
 from transformers import (
     AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor, pipeline
 )
 
-folder, video, again, options = sys.argv[1:]
-options = json.loads(options)
+folder, video, again, options = json.loads(os.environ["CALL"])
 trust = {"trust_remote_code": True}
 config = AutoConfig.from_pretrained(folder, **trust)
 processor = AutoProcessor.from_pretrained(folder, **trust)
@@ -165,13 +163,10 @@ print("RESULT" + json.dumps(result))
 """
 
 
-def test_loading_without_the_package(saved, tmp_path):
+def test_loading_without_the_package(saved, hub, tmp_path):
     folder, video, expected = saved
-    call = json.dumps(options(tiny_processor()))
-    command = [sys.executable, "-c", STRANGER, str(folder), video, str(tmp_path / "again"), call]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert run.returncode == 0, run.stderr
+    call = json.dumps([str(folder), video, str(tmp_path / "again"), options(tiny_processor())])
+    run = run_script(STRANGER, hub, block=["d2vlm_hf", "torchvision"], env={"CALL": call})
     result = json.loads(run.stdout.split("RESULT")[1])
     assert result["types"] == ["D2VLMConfig", "D2VLMProcessor", *["D2VLMForConditionalGeneration"] * 3]
     assert_same(result["answers"], [expected] * 2)

@@ -8,7 +8,6 @@ import pytest
 from evaluation_helpers import golden, mismatches
 
 from d2vlm_hf.evaluation.parsing import (
-    align_predictions,
     answer_windows,
     dashed_windows,
     option_letter,
@@ -235,6 +234,7 @@ def test_a_structured_prediction():
     )
     assert parse_structured({"answer": "", "evidence": EVIDENCE, "captions": ["b", "a"]}).captions == ("a", "b")
     assert parse_structured({"answer": "(A)", "option": 1}, ["no", "yes"]).options == (1,)
+    assert parse_structured({"answer": "", "evidence": [{"start": 1, "end": 2, "score": None}]}).scores == (1.0,)
     assert parse_structured(None).reason == "no prediction"
 
 
@@ -275,16 +275,15 @@ def test_two_equal_options_name_none():
 
 
 def test_a_structured_prediction_as_text():
-    assert prediction_text({"answer": "Yes.", "evidence": EVIDENCE}) == "5.0 - 6.0 1.0 - 2.0 </evi>Yes."
+    assert prediction_text({"answer": "Yes.", "evidence": EVIDENCE}) == "5.00 - 6.00 1.00 - 2.00 </evi>Yes."
+    references = [
+        {"start": 5.0, "end": 6.0, "char_start": 3, "char_end": 14},
+        {"start": 1.125, "end": 2.0, "char_start": 19, "char_end": 30},
+    ]
+    spoken = {"answer": "At 5.0s - 6.0s and 1.1s - 2.0s.", "evidence": [], "references": references}
+    assert prediction_text(spoken) == "</evi>At 5.00 - 6.00 and 1.12 - 2.00."
+    assert parse_text("tvg", prediction_text(spoken), "d2vlm").windows == ((5.0, 6.0), (1.12, 2.0))
     assert prediction_text({"answer": "No.", "evidence": []}) == "</evi>No."
     assert prediction_text({"text": "1 - 2 </evi>x", "answer": "y"}) == "1 - 2 </evi>x"
     assert prediction_text("as it is") == "as it is"
     assert prediction_text(None) is None
-
-
-def test_predictions_are_put_beside_their_rows():
-    rows = [{"id": "a"}, {"id": "b"}]
-    assert align_predictions(rows, {"b": 1, "c": 2}) == [None, 1]
-    assert align_predictions(rows, [3, 4]) == [3, 4]
-    with pytest.raises(ValueError, match="There are 1 predictions for 2 rows"):
-        align_predictions(rows, [3])

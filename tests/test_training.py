@@ -268,14 +268,20 @@ def test_unknown_keys_are_errors(tmp_path):
         (lambda: DataArguments(), r"dataset=None and shapes=None: rows come from exactly one"),
         (lambda: D2VLMSFTConfig(use_cpu=True, remove_unused_columns=True), r"remove_unused_columns=True would drop"),
         (lambda: build_from_scratch({"vision": {}, "colour": 1}, []), r"scratch has unknown parts \['colour'\]"),
-        (lambda: RenderedShapes(4, stages=[{"until": 0.5, "difficulty": "easy"}]), r"the stages end at \[0.5\]"),
+        (
+            lambda: RenderedShapes(4, stages=[{"until": 0.5, "difficulty": "easy"}]),
+            r"the stages end at \[0.5\]: each ends later than the one before, the last at 1.0",
+        ),
         (
             lambda: load_training_rows(
                 DataArguments(shapes={}), D2VLMSFTConfig(output_dir="x", use_cpu=True, report_to="none")
             ),
             r"max_steps=-1: rendered shapes never end",
         ),
-        (lambda: resolve_video("../secret.mp4", Path("videos")), r"'../secret.mp4' leads out of videos"),
+        (
+            lambda: resolve_video("../secret.mp4", Path("videos")),
+            r"'../secret.mp4' leads out of videos: rows may name files inside it only",
+        ),
         (lambda: load_rows("missing.jsonl"), r"missing.jsonl does not exist"),
     ],
 )

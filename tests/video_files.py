@@ -13,6 +13,7 @@ import av
 import numpy as np
 import torch
 from av.stream import Disposition
+from PIL import Image
 
 
 WIDTH, HEIGHT = 64, 48
@@ -186,16 +187,11 @@ def write_trimmed(path: Path, source: str, start: float) -> str:
     return str(path)
 
 
-def write_raw_mjpeg(path: Path, count: int = 200) -> str:
-    """A raw stream of JPEG pictures, in which nothing can be sought."""
-    with av.open(str(path), "w", format="mjpeg") as container:
-        stream = container.add_stream("mjpeg", rate=25)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
-        for i, pixels in enumerate(numbered_frames(count)):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts = i
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+def write_pictures(path: Path, count: int = 200) -> str:
+    """PNG pictures one after the other, which FFmpeg plays at 25 frames per second and cannot seek in."""
+    with open(path, "wb") as file:
+        for pixels in numbered_frames(count):
+            Image.fromarray(pixels).save(file, "PNG")
     return str(path)
 
 

@@ -92,7 +92,6 @@ def load_rows(path: str, split: str = "train", video_root: str | None = None, va
     if source.suffix in (".jsonl", ".json") or (source / "rows.jsonl").is_file():
         file = source if source.is_file() or source.suffix else source / "rows.jsonl"
         return _text_rows(file, Path(video_root) if video_root else file.parent, validate)
-    from datasets import Dataset as ArrowDataset
     from datasets import Video, load_dataset, load_from_disk
 
     if source.suffix == ".parquet":
@@ -101,8 +100,6 @@ def load_rows(path: str, split: str = "train", video_root: str | None = None, va
         rows = load_from_disk(str(source))
     else:
         rows = load_dataset(path, split=split)
-    if not isinstance(rows, ArrowDataset):
-        raise ValueError(f"{path} holds several splits {list(rows)}: one is trained on. Name a folder of one split.")
     return rows.cast_column("video", Video(decode=False)) if "video" in rows.features else rows
 
 

@@ -17,12 +17,37 @@ from ..data.clauses import EVIDENCE, split_clauses, without_evidence
 from ..model.spans_d2vlm import set_f1, temporal_iou
 from .metrics import ETBENCH_THRESHOLDS, Events, all_annotators, coverage_f1, coverage_iou, recall_rate
 from .parsing import Parsed
-from .statistics import bootstrap_interval, calibration
+from .statistics import area_under_curve, bootstrap_interval, calibration
 
 
 CORRECT_IOU = 0.5  # an evidence span counts as right from this IoU on, for calibration
 
 RowScore = Callable[[Sequence[Sequence[float]]], float]
+
+
+def align_predictions(rows: Sequence[Mapping[str, Any]], predictions: Sequence | Mapping[str, Any]) -> list[Any]:
+    """Puts predictions in the order of the rows.
+
+    Args:
+        rows (`Sequence[Mapping]`):
+            Rows with an `id` each.
+        predictions (`Sequence` or `Mapping`):
+            One prediction per row in the same order, or a mapping from row id to prediction.
+
+    Returns:
+        `list`: one prediction per row; `None` where there is none.
+
+    Raises:
+        ValueError: If a sequence has another length than the rows.
+    """
+    if isinstance(predictions, Mapping):
+        return [predictions.get(row["id"]) for row in rows]
+    if len(predictions) != len(rows):
+        raise ValueError(
+            f"There are {len(predictions)} predictions for {len(rows)} rows; pass one per row, "
+            "or a mapping from row id to prediction (missing ones count as failed)."
+        )
+    return list(predictions)
 
 
 def identity(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +153,8 @@ def evidence_calibration(parsed: Sequence[Parsed], truth: Sequence[Sequence[Sequ
             True spans of each row in seconds; K may be 0.
 
     Returns:
-        `dict`: as [`~d2vlm_hf.evaluation.statistics.calibration`].
+        `dict`: as [`~d2vlm_hf.evaluation.statistics.calibration`]; of scores that are no probabilities only `auc`, with
+        the reason under `skipped`.
     """
     scores = [score for prediction in parsed for score in prediction.scores]
     right = [
@@ -136,7 +162,10 @@ def evidence_calibration(parsed: Sequence[Parsed], truth: Sequence[Sequence[Sequ
         for prediction, target in zip(parsed, truth, strict=True)
         for iou in temporal_iou(prediction.evidence, target).max(axis=1, initial=0.0)
     ]
-    return calibration(scores, right)
+    if all(0 <= score <= 1 for score in scores):
+        return calibration(scores, right)
+    reason = "some scores lie outside [0, 1], so only their order says anything"
+    return {"count": len(scores), "bins": [], "ece": None, "auc": area_under_curve(scores, right), "skipped": reason}
 
 
 def event_captions(prediction: Mapping[str, Any] | None, parsed: Parsed) -> Events:
@@ -225,6 +254,7 @@ def score_row(
 
 __all__ = [
     "CORRECT_IOU",
+    "align_predictions",
     "both_parts",
     "event_captions",
     "evidence_calibration",

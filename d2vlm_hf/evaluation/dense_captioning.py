@@ -12,10 +12,18 @@ from typing import Any
 import numpy as np
 
 from ..model.spans_d2vlm import set_f1
-from .clean_protocol import event_captions, evidence_calibration, headline, identity, mean_of, score_row
+from .clean_protocol import (
+    align_predictions,
+    event_captions,
+    evidence_calibration,
+    headline,
+    identity,
+    mean_of,
+    score_row,
+)
 from .dense_metrics import matched_caption_scores, prepare_captions, score_video, soda_c
 from .metrics import Events, harmonic_mean
-from .parsing import RULES, Parsed, align_predictions, parse_structured, parse_text, prediction_text
+from .parsing import RULES, Parsed, parse_structured, parse_text, prediction_text
 from .text_metrics import CAPTION_METRICS, CaptionScorer
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .clean_protocol import (
+    align_predictions,
     event_captions,
     evidence_calibration,
     headline,
@@ -26,7 +27,6 @@ from .parsing import (
     RULES,
     Parsed,
     Rules,
-    align_predictions,
     parse_structured,
     parse_text,
     prediction_text,

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .clean_protocol import evidence_calibration, headline, identity, mean_of, score_row
+from .clean_protocol import align_predictions, evidence_calibration, headline, identity, mean_of, score_row
 from .metrics import detection_average_precision, published_iou, ranking_average_precision
-from .parsing import RULES, Parsed, align_predictions, parse_structured, parse_text, prediction_text
+from .parsing import RULES, Parsed, parse_structured, parse_text, prediction_text
 
 
 THRESHOLDS = {"charades_sta": (0.3, 0.5, 0.7), "tacos": (0.1, 0.3, 0.5, 0.7)}

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .clean_protocol import headline, identity
-from .parsing import DELIMITER, LETTERS, RULES, align_predictions, parse_structured, prediction_text
+from .clean_protocol import align_predictions, headline, identity
+from .parsing import DELIMITER, LETTERS, RULES, parse_structured, prediction_text
 
 
 BENCHMARKS = ("mvbench", "video_mme")

@@ -338,6 +338,10 @@ def _structured_spans(items: Sequence[Mapping[str, float]], name: str) -> tuple[
     return tuple(pairs)
 
 
+def _trust(items: Sequence[Mapping[str, float]]) -> list[float]:
+    return [1.0 if item.get("score") is None else float(item["score"]) for item in items]
+
+
 def parse_structured(prediction: Mapping[str, Any] | None, options: Sequence[str] = ()) -> Parsed:
     """Reads a prediction as the pipeline returns it, for the `clean` protocol.
 
@@ -364,14 +368,14 @@ def parse_structured(prediction: Mapping[str, Any] | None, options: Sequence[str
         )
     evidence = prediction.get("evidence") or []
     spans = _structured_spans(evidence, "evidence")
-    scores = [float(item.get("score", 1.0)) for item in evidence]
+    scores = _trust(evidence)
     captions = list(prediction.get("captions") or [])
     if captions and len(captions) != len(spans):
         raise ValueError(f"captions has {len(captions)} entries for {len(spans)} evidence spans; pass one per span.")
     order = sorted(range(len(spans)), key=lambda n: (-scores[n], spans[n]))
     references = prediction.get("references") or []
     windows = _structured_spans(references, "references")
-    trust = [float(item.get("score", 1.0)) for item in references]
+    trust = _trust(references)
     answer, option = str(prediction.get("answer") or ""), prediction.get("option")
     if option is None and options:
         option = option_letter(answer, options)
@@ -394,41 +398,21 @@ def prediction_text(prediction: str | Mapping[str, Any] | None) -> str | None:
             A model's whole output, or the pipeline's dict.
 
     Returns:
-        `str`: the text itself, the dict's `text`, or its evidence written as `s - e`, then `</evi>` and the answer;
-        `None` if there is no prediction.
+        `str`: the text itself, the dict's `text`, or its evidence written as `s - e`, then `</evi>` and the answer with
+        its references written alike (where their places are known); `None` if there is no prediction.
     """
     if prediction is None or isinstance(prediction, str):
         return prediction
     if isinstance(prediction.get("text"), str):
         return prediction["text"]
     spans = _structured_spans(prediction.get("evidence") or [], "evidence")
-    written = " ".join(f"{start:.1f} - {end:.1f}" for start, end in spans)
-    return f"{written} {DELIMITER}{prediction.get('answer') or ''}".lstrip()
-
-
-def align_predictions(rows: Sequence[Mapping[str, Any]], predictions: Sequence | Mapping[str, Any]) -> list[Any]:
-    """Puts predictions in the order of the rows.
-
-    Args:
-        rows (`Sequence[Mapping]`):
-            Rows with an `id` each.
-        predictions (`Sequence` or `Mapping`):
-            One prediction per row in the same order, or a mapping from row id to prediction.
-
-    Returns:
-        `list`: one prediction per row; `None` where there is none.
-
-    Raises:
-        ValueError: If a sequence has another length than the rows.
-    """
-    if isinstance(predictions, Mapping):
-        return [predictions.get(row["id"]) for row in rows]
-    if len(predictions) != len(rows):
-        raise ValueError(
-            f"There are {len(predictions)} predictions for {len(rows)} rows; pass one per row, "
-            "or a mapping from row id to prediction (missing ones count as failed)."
-        )
-    return list(predictions)
+    answer = str(prediction.get("answer") or "")
+    places = [item for item in prediction.get("references") or [] if "char_start" in item]
+    for item in sorted(places, key=lambda item: -item["char_start"]):
+        window = f"{item['start']:.2f} - {item['end']:.2f}"
+        answer = answer[: item["char_start"]] + window + answer[item["char_end"] :]
+    written = " ".join(f"{start:.2f} - {end:.2f}" for start, end in spans)
+    return f"{written} {DELIMITER}{answer}".lstrip()
 
 
 __all__ = [
@@ -440,7 +424,6 @@ __all__ = [
     "RULES",
     "Parsed",
     "Rules",
-    "align_predictions",
     "answer_windows",
     "dashed_windows",
     "option_letter",

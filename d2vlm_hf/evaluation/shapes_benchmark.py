@@ -13,9 +13,17 @@ import numpy as np
 
 from ..data.shapes_language import VERBS
 from ..model.spans_d2vlm import set_f1
-from .clean_protocol import event_captions, evidence_calibration, headline, identity, score_row, top_iou
+from .clean_protocol import (
+    align_predictions,
+    event_captions,
+    evidence_calibration,
+    headline,
+    identity,
+    score_row,
+    top_iou,
+)
 from .metrics import coverage_iou, match_events, recall_rate
-from .parsing import Parsed, align_predictions, parse_structured
+from .parsing import Parsed, parse_structured
 from .text_metrics import exact_match, token_f1
 
 

@@ -105,7 +105,7 @@ class TorchcodecReader(VideoReader):
         if not meta.num_frames or meta.codec in TEXT_CODECS:
             raise DecoderFailure(f"it finds no video frames (codec {meta.codec})")
         self._frame_bytes = meta.width * meta.height * 3
-        begin, self._decoder_end = meta.begin_stream_seconds, meta.end_stream_seconds
+        begin, self._decoder_end = float(meta.begin_stream_seconds), float(meta.end_stream_seconds)
         end, slack = self._decoder_end, TIME_TOLERANCE
         steady = meta.average_fps_from_header and meta.num_frames / meta.average_fps_from_header
         if not self._given and not (steady and abs(begin + steady - end) < TIME_TOLERANCE):

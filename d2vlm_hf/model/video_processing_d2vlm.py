@@ -354,6 +354,12 @@ class D2VLMVideoProcessor(VideoProcessorMixin, PilBackend):
             ValueError: If a video cannot be read or an option makes no sense.
         """
         self._check(kwargs)
+        unknown = sorted(set(kwargs) - set(self.valid_kwargs.__annotations__))
+        if unknown:
+            raise ValueError(
+                f"{', '.join(unknown)} is no option of {type(self).__name__} and would do nothing. The options are "
+                f"{', '.join(sorted(set(self.valid_kwargs.__annotations__) - set(self._unsupported)))}."
+            )
         validate_typed_dict(self.valid_kwargs, kwargs)
         options = {key: getattr(self, key, None) for key in self.valid_kwargs.__annotations__}
         options = self._standardize_kwargs(**options | {k: v for k, v in kwargs.items() if v is not None})
