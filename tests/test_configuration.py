@@ -76,7 +76,10 @@ def test_custom_pipelines_are_dropped_when_the_package_is_there():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"evidence_layer": 4}, r"evidence_layer=4 is outside the text model, which has 4 layers.*Set .* to 1\.\.3"),
+        (
+            {"evidence_layer": 4},
+            r"evidence_layer=4 is outside the text model, which has 4 layers: visual capture reads the states.*to 1\.\.3",
+        ),
         ({"evidence_layer": 0}, "evidence_layer=0 is outside the text model"),
         ({"evidence_layer": -1}, "evidence_layer=-1 is outside the text model"),
         ({"evidence_threshold": 0.0}, r"evidence_threshold=0.0 is not in \(0, 1\]"),

@@ -125,7 +125,9 @@ def test_attention_that_knows_no_blocks(path):
     model, batch = tiny_model(), {k: v for k, v in BATCH.items() if path == "shared prefix" or k != "prompt_length"}
     expected = model(**batch).loss
     model.config.text_config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="attn_implementation='flash_attention_2' cannot let frames attend to each other"):
+    with pytest.raises(
+        ValueError, match="attn_implementation='flash_attention_2' cannot let frames attend to each other"
+    ):
         model(**batch)
     model.config.text_config._attn_implementation = "sdpa"
     assert torch.equal(model(**batch).loss, expected)

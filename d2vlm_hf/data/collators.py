@@ -59,7 +59,10 @@ class _VideoCollator:
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error={self.on_error!r} is unknown: a broken row is either raised or skipped. Use 'raise' or 'skip'.")
+            raise ValueError(
+                f"on_error={self.on_error!r} is unknown: a broken row is either raised or skipped. Use 'raise' or "
+                "'skip'."
+            )
         if self.stages not in ("both", "answer", "grounding"):
             raise ValueError(f"stages={self.stages!r} is unknown. Use 'both', 'answer' or 'grounding'.")
 

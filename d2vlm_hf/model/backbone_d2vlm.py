@@ -189,8 +189,8 @@ class D2VLMModel(D2VLMPreTrainedModel):
             attention = self.config.text_config._attn_implementation
             if attention and "flash" in attention:
                 raise ValueError(
-                    f"attn_implementation='{attention}' cannot let frames attend to each other both ways: its masks are "
-                    "causal. Use 'sdpa', 'eager' or 'flex_attention' for the text model, or frame_attention='causal'."
+                    f"attn_implementation='{attention}' cannot let frames attend to each other both ways: its masks "
+                    "are causal. Use 'sdpa', 'eager' or 'flex_attention' for the text model, or frame_attention='causal'."
                 )
             attention_mask = create_masks_for_generate(
                 config=self.config.text_config,
