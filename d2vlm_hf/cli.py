@@ -201,7 +201,7 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
 
 def _ground(arguments: argparse.Namespace) -> int:
     _check_ground(arguments)
-    figure = arguments.figure or ("demo_timeline.png" if arguments.demo else None)
+    figure = _figure_of(arguments)
     with _status("loading"):
         from .commands import ground
         from .figures import check_path
@@ -229,6 +229,18 @@ def _ground(arguments: argparse.Namespace) -> int:
             ground.draw(inquiry, result, figure)
         print(f"Timeline  {figure}", file=sys.stderr if arguments.json else sys.stdout)
     return OK
+
+
+def _figure_of(arguments: argparse.Namespace) -> str | None:
+    """Where to write the picture, if one is wanted and can be drawn."""
+    figure = arguments.figure or ("demo_timeline.png" if arguments.demo else None)
+    if figure is None or importlib.util.find_spec("matplotlib") is not None:
+        return figure
+    missing = ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+    if arguments.figure:
+        raise missing
+    print(f"d2vlm: no picture is drawn: {_in_one_line(missing)}", file=sys.stderr)
+    return None
 
 
 def _check_ground(arguments: argparse.Namespace) -> None:

@@ -29,6 +29,8 @@ LINE = 1.6  # height of a line of text, in its font size
 # All lengths below are inches.
 LEFT, RIGHT, EDGE, GAP = 0.85, 0.25, 0.2, 0.14
 THUMB, THUMB_GAP, LANE, CURVES, PAD = 0.8, 0.06, 0.24, 1.35, 0.02
+LANES, NUMBERED = 2.4, 0.15  # height of all lanes at most, and of one that has room for a number
+LEGEND = 24  # entries at most: a model that repeats itself finds a hundred moments
 
 
 @dataclass
@@ -218,7 +220,7 @@ def _panels(
     if len(pictures):
         panels.append(_strip_panel(pictures, seconds, room, extent))
     if truth is not None:
-        panels.append(_lanes_panel("Annotated", truth, None, extent, room, f"no event{'' if truth else ' annotated'}"))
+        panels.append(_lanes_panel("Annotated", truth, None, extent, room, "no event annotated"))
         panels[-1].gap = GAP / 2
     spans = [(entry["start"], entry["end"]) for entry in evidence]
     scores = [entry["score"] for entry in evidence]
@@ -226,7 +228,9 @@ def _panels(
     curves = result.get("curves")
     panels[-1].gap = GAP / 2
     panels.append(_curves_panel(spans, result["times"], curves) if curves else _axis_panel())
-    legend = [(_describe(k, entry), k) for k, entry in enumerate(evidence)]
+    legend: list[Piece] = [(_describe(k, entry), k) for k, entry in enumerate(evidence[:LEGEND])]
+    if len(evidence) > LEGEND:
+        legend.append((f"and {len(evidence) - LEGEND} more", -1))
     if legend:
         spaced = [piece for entry in legend for piece in (entry, (" ", None))]
         panels.append(_text_panel("Evidence", spaced, room, SMALL, space="    "))
@@ -346,23 +350,27 @@ def _lanes_panel(
 
     second = room / (extent[1] - extent[0])  # inches
     font = font_of(SMALL, "bold")
-    names = [str(k + 1) for k in range(len(spans))] if scores is not None else [""] * len(spans)
+    names = [str(k + 1) if scores is not None else "" for k in range(len(spans))]
     lanes = _lanes(spans, (measure("00", font) + 0.1) / second if scores is not None else 0.0)
-    height = LANE * (max(lanes, default=0) + 1)
+    count = max(lanes, default=0) + 1
+    lane = min(LANE, LANES / count)
+    height = lane * count
 
     def draw(sheet: _Sheet, top: float) -> None:
         axes = sheet.axes_at(top, height)
         axes.set(ylim=(height, 0), xticks=[], yticks=[], gid=label.lower())
         axes.axhspan(0, height, color="#f2f2f2", linewidth=0)
-        sheet.write(label, LEFT - 0.1, top + LANE / 2, SMALL, ha="right", color=FAINT)
+        sheet.write(label, LEFT - 0.1, top + lane / 2, SMALL, ha="right", color=FAINT)
         if not spans:
             middle = LEFT + room / 2
             sheet.write(nothing, middle, top + height / 2, SMALL, ha="center", color=FAINT, style="italic")
         for k, (start, end) in enumerate(spans):
             colour = _colour(k) if scores is not None else TRUTH
             long = max(end - start, 0.02 / second)
-            bar = Rectangle((start, lanes[k] * LANE + 0.03), long, LANE - 0.06, facecolor=colour, gid=f"bar-{k}")
+            bar = Rectangle((start, (lanes[k] + 0.125) * lane), long, 0.75 * lane, facecolor=colour, gid=f"bar-{k}")
             axes.add_patch(bar)
+            if lane < NUMBERED:
+                continue
             needed = measure(names[k], font) + 0.06
             inside = long * second >= needed
             # beside the bar where it is too short, on its left at the right end of the video
@@ -370,7 +378,7 @@ def _lanes_panel(
             at = start + long / 2 if inside else start + long + 0.03 / second if right else start - 0.03 / second
             axes.text(
                 at,
-                (lanes[k] + 0.5) * LANE,
+                (lanes[k] + 0.5) * lane,
                 names[k],
                 fontproperties=font,
                 color="white" if inside and scores is not None and _is_dark(colour) else INK,

@@ -24,7 +24,7 @@ from transformers import (
 from video_files import write_video
 
 import d2vlm_hf
-from d2vlm_hf.model.pipeline_d2vlm import VideoGroundingPipeline, save_checkpoint
+from d2vlm_hf.model.pipeline_d2vlm import VideoGroundingPipeline, complete_checkpoint, save_checkpoint
 
 
 QUESTION = "When does the man open the door?"
@@ -192,12 +192,12 @@ def test_a_folder_saved_by_a_trainer_is_completed(saved, tmp_path):
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     model.save_pretrained(tmp_path / "trainer")
     written = (tmp_path / "trainer" / "model.safetensors").stat().st_mtime_ns
-    save_checkpoint(tmp_path / "trainer", model, processor, weights=False)
+    complete_checkpoint(tmp_path / "trainer", processor)
     assert (tmp_path / "trainer" / "model.safetensors").stat().st_mtime_ns == written
     assert set(files(tmp_path / "trainer")) == set(files(folder))
     assert pipeline("video-grounding", model=str(tmp_path / "trainer"), device="cpu").task == "video-grounding"
     with pytest.raises(ValueError, match=r"has no config\.json to complete\. Save the model there first"):
-        save_checkpoint(tmp_path / "empty", model, processor, weights=False)
+        complete_checkpoint(tmp_path / "empty", processor)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is a file: a checkpoint is a folder of several"):
         save_checkpoint(tmp_path / "file", model, processor)

@@ -388,6 +388,20 @@ def test_demo_grounds_the_shipped_clip(capsys, monkeypatch, clip, loaded, tmp_pa
     assert "or demo.json beside it is missing: this installation lacks its clip" in refused(capsys, "ground", "--demo")
 
 
+def test_without_matplotlib_there_is_an_answer_and_no_picture(capsys, monkeypatch, clip, loaded, tmp_path):
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else original(name))
+    said = refused(capsys, "ground", clip, QUESTION, "--figure", tmp_path / "t.png", code=1)
+    assert said == "this needs matplotlib, which is not installed. Run: pip install 'd2vlm-hf[eval]'"
+    assert loaded.asked == [], "before the model is loaded"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ground, "demonstration", lambda: ground.Inquiry(clip, QUESTION))
+    code, out, err = told(capsys, "ground", "--demo")
+    assert (code, "Answer    " in out) == (0, True)
+    assert "no picture is drawn: this needs matplotlib" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 BAD_VIDEOS = {
     "missing": (lambda path: None, "does not exist: no video file is there"),
     "text": (

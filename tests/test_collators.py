@@ -96,7 +96,8 @@ def test_a_video_asked_about_twice_is_read_once(processor, rows, monkeypatch):
 
 
 def test_several_rows_of_one_item(processor):
-    item = {"video": frames(4), "rows": [row(spans=[[0.0, 1.0]]), row(answer="No.", spans=[])]}
+    video = frames(4)
+    item = {"rows": [row(video=video, spans=[[0.0, 1.0]]), row(video=video, answer="No.", spans=[])]}
     batch = SFTCollator(processor)([item])
     assert batch["num_frames"].tolist() == [4]
     assert batch["video_index"].tolist() == [0, 0]
@@ -145,7 +146,7 @@ def test_a_broken_row_stops_with_its_name(processor, rows):
 
 
 def test_options_are_checked(processor):
-    with pytest.raises(ValueError, match="on_error=.ignore. is unknown: a broken row is either"):
+    with pytest.raises(ValueError, match=r"on_error=.ignore. is unknown: a broken row is either"):
         SFTCollator(processor, on_error="ignore")
     with pytest.raises(ValueError, match="stages='all' is unknown"):
         SFTCollator(processor, stages="all")

@@ -78,7 +78,7 @@ def test_custom_pipelines_are_dropped_when_the_package_is_there():
     [
         (
             {"evidence_layer": 4},
-            r"evidence_layer=4 is outside the text model, which has 4 layers: visual capture reads the states.*to 1\.\.3",
+            r"evidence_layer=4 is outside the text model, which has 4 layers: visual capture reads.*to 1\.\.3",
         ),
         ({"evidence_layer": 0}, "evidence_layer=0 is outside the text model"),
         ({"evidence_layer": -1}, "evidence_layer=-1 is outside the text model"),

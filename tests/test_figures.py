@@ -110,6 +110,14 @@ def test_overlapping_spans_lie_below_each_other():
     assert lanes == [0, 1, 0, 0]
 
 
+def test_a_hundred_moments_leave_a_picture_of_a_page():
+    figure = timeline(make_result([(0.0, 9.0 + k / 100) for k in range(100)]))
+    assert figure.get_figheight() < 10
+    assert len(bars(figure)) == 100
+    assert len(axes_of(figure, "found").texts) == 0
+    assert "and 76 more" in texts(figure)
+
+
 def test_numbers_of_short_bars_stand_beside_them_and_inside_the_picture():
     figure = timeline(make_result([(2.0, 2.0), (9.95, 10.0), (4.0, 8.0)], duration=10.0))
     axes = axes_of(figure, "found")
@@ -257,8 +265,12 @@ def test_line_breaks_are_kept(text, lines):
         ({"duration": 0.0}, {}, "duration=0.0 of the result is no length of a video"),
         ({"curves": [[0.5] * 3]}, {}, r"curves of lengths \[3\] for 1 pieces of evidence and 20 times"),
         ({"curves": []}, {}, r"curves of lengths \[\] for 1 pieces of evidence"),
-        ({}, {"frames": np.zeros((4, 5, 5)), "times": range(4)}, r"frames has shape \(4, 5, 5\) and dtype float64"),
-        ({}, {"frames": make_frames(3)}, r"3 frames came with times of shape \(20,\)"),
+        (
+            {},
+            {"frames": np.zeros((4, 5, 5)), "times": range(4)},
+            r"shape \(4, 5, 5\) and dtype float64, so it is no list of colour",
+        ),
+        ({}, {"frames": make_frames(3)}, r"3 frames came with times of shape \(20,\): each frame needs one"),
         ({}, {"width": 1.0}, "width=1.0 leaves no room for text"),
         ({}, {"path": "timeline.docx"}, "timeline.docx has no ending that says its format"),
         ({}, {"path": "gone/timeline.png"}, "cannot be written to gone/timeline.png"),

@@ -290,6 +290,25 @@ def test_bad_options(build, message):
         build()
 
 
+def test_a_curriculum_goes_from_seeing_to_searching():
+    stages = [
+        {"until": 0.5, "difficulty": "easy", "trim": True, "fps": 1.0, "task_weights": {"rar": 1.0}},
+        {"until": 1.0, "difficulty": "middle", "rows_per_video": 2},
+    ]
+    data = RenderedShapes(8, size=16, stages=stages)
+    first, last = data[0]["rows"], data[7]["rows"]
+    assert {row["source"].split("/")[1] for row in first} == {"easy"}
+    for row in first:
+        start, end = row["question_spans"][0]
+        times = row["video"]["timestamps"]
+        assert (start, end) == (times[0], times[-1]) == (0.0, times[-1])
+        assert len(row["video"]["frames"]) == len(times) <= row["duration"] + 1
+    assert {row["source"].split("/")[1] for row in last} == {"middle"}
+    assert len({id(row["video"]) for row in last}) == 1  # rows about one video share it
+    assert len(last) == 2
+    assert (data[0]["rows"][0]["video"]["frames"] == first[0]["video"]["frames"]).all()  # the same for the same index
+
+
 def test_a_processor_is_needed(tmp_path, rows):
     with pytest.raises(ValueError, match="processing_class is missing"):
         D2VLMSFTTrainer(model=tiny()[0], args=options(tmp_path), train_dataset=rows)

@@ -16,7 +16,6 @@ from transformers.utils import logging
 
 from ..model.evidence_d2vlm import ROLE_ANSWER, ROLE_GROUNDING, ROLE_QUESTION
 from ..model.processing_d2vlm import D2VLMProcessor, pad_evidence, pad_ids
-from ..model.spans_d2vlm import spans_to_frames, validate_spans
 
 
 logger = logging.get_logger(__name__)
@@ -77,7 +76,7 @@ class _VideoCollator:
         return {}
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate rows; an item may also be `{"video": ..., "rows": [...]}`, several rows about one video."""
+        """Collate rows; an item may also be `{"rows": [...]}`, such as several questions about one video."""
         rows = [row for item in items for row in _rows_of(item)]
         videos, index, rows = self._load_videos(rows)
         prompts, responses, evidence, kept = [], [], [], []
@@ -137,14 +136,14 @@ class _VideoCollator:
         question_spans = row.get("question_spans") or []
         num_frames = len(video["timestamps"])
         prompt = self.processor.encode_prompt(question, num_frames, len(question_spans))
-        asked = self._frames(question_spans, video)
+        asked = self.processor.spans_to_frames(question_spans, video)
         encoded, evidence = [], []
         for response in responses:
             text = _EVIDENCE_PHRASE.sub("", response.text) if self.stages == "grounding" else response.text
             stages = "answer" if self.stages == "answer" else "both"
             ids = self.processor.encode_response(text, len(response.spans), stages)
             self.processor.check_context([*prompt, *ids], self.max_context)
-            spans = self._frames(response.spans, video)
+            spans = self.processor.spans_to_frames(response.spans, video)
             grounding = [] if self.stages == "answer" else spans
             answer = [] if self.stages == "grounding" else spans
             encoded.append(ids)
@@ -155,12 +154,6 @@ class _VideoCollator:
                 )
             )
         return prompt, encoded, evidence
-
-    @staticmethod
-    def _frames(spans: Sequence, video: Mapping[str, Any]) -> list[list[int]]:
-        if not len(spans):
-            return []
-        return spans_to_frames(validate_spans(spans, duration=video["duration"]), video["timestamps"]).tolist()
 
     def _tensors(self, prompts, responses, evidence) -> dict[str, Any]:
         """Rows in TRL's order: the first response of every prompt, then the second one."""
@@ -219,7 +212,7 @@ class PreferenceCollator(_VideoCollator):
 
 
 def _rows_of(item: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [{**row, "video": item["video"]} for row in item["rows"]] if "rows" in item else [item]
+    return list(item["rows"]) if "rows" in item else [item]
 
 
 def _last_text(messages: str | Sequence[Mapping[str, str]]) -> str:

@@ -14,18 +14,24 @@ from .schema import validate_row
 from .shapes import make_rows, make_scene, render_frames
 
 
-class RenderedShapes(Dataset):
-    """Shapes videos rendered on the fly, never twice the same: item i is scene i of its split with its questions.
+STAGE_OPTIONS = {"until", "difficulty", "task_weights", "fps", "rows_per_video", "trim"}
 
-    Items are `{"video": {"frames" (T, size, size, 3) uint8, "timestamps" (T,) seconds}, "rows": [...]}`.
+
+class RenderedShapes(Dataset):
+    """Shapes videos rendered on the fly, never twice the same: item i is scene i of its split and its questions.
+
+    Items are `{"rows": [...]}` with `video` = `{"frames": (T, size, size, 3) uint8, "timestamps": (T,) seconds}` in
+    each row; rows about one video share the object.
 
     Args:
-        length (`int`): Number of videos.
+        length (`int`): Number of scenes.
         size (`int`): Height and width that the model sees, in pixels.
         fps (`float`): Frames per second that the model sees.
-        rows_per_video (`int`): Questions about each video.
-        stages (`list[dict]`, *optional*): A curriculum by position: `until` (share of the length), `difficulty`,
-            `task_weights`. Default: the middle difficulty throughout.
+        rows_per_video (`int`): Questions about each scene.
+        stages (`list[dict]`, *optional*): A curriculum by position: `until` (share of the length), `difficulty`, and
+            if wanted `task_weights`, `fps`, `rows_per_video`, and `trim`: questions about a given moment are asked
+            about a clip of that moment alone, so that a model learns to see before it has to search. Default: the
+            middle difficulty throughout.
         split (`str`), seed (`int`): As in `ShapesConfig`.
     """
 
@@ -47,6 +53,9 @@ class RenderedShapes(Dataset):
                 f"the stages end at {ends}: each ends later than the one before, the last at 1.0 (shares of the "
                 "training). Mend `until`."
             )
+        unknown = {key for stage in stages for key in stage} - STAGE_OPTIONS
+        if unknown:
+            raise ValueError(f"the stages have unknown options {sorted(unknown)}. Use some of {sorted(STAGE_OPTIONS)}.")
         self.length, self.size, self.fps, self.rows_per_video = length, size, fps, rows_per_video
         self.stages, self.split, self.seed = list(stages), split, seed
 
@@ -58,10 +67,24 @@ class RenderedShapes(Dataset):
             raise IndexError(index)
         stage = next(s for s in self.stages if index < s["until"] * self.length or s["until"] == 1.0)
         scene = make_scene(stage["difficulty"], self.split, index, self.seed)
-        times = np.arange(0, scene.duration, 1 / self.fps)
-        frames = render_frames(scene, times, self.size)
-        rows = make_rows(scene, self.rows_per_video, stage.get("task_weights"), video="rendered")
-        return {"video": {"frames": frames, "timestamps": times}, "rows": rows}
+        count = stage.get("rows_per_video", self.rows_per_video)
+        rows = make_rows(scene, count, stage.get("task_weights"), video="rendered")
+        times = np.arange(0, scene.duration, 1 / stage.get("fps", self.fps))
+        if stage.get("trim"):
+            return {"rows": [self._trimmed(scene, times, row) for row in rows]}
+        video = {"frames": render_frames(scene, times, self.size), "timestamps": times}
+        return {"rows": [{**row, "video": video} for row in rows]}
+
+    def _trimmed(self, scene, times: np.ndarray, row: dict[str, Any]) -> dict[str, Any]:
+        """A row about a given moment with a clip of that moment; other rows keep the whole video."""
+        if len(row["question_spans"]) == 1 and not row["spans"]:
+            start, end = row["question_spans"][0]
+            times = times[(times >= start) & (times <= end)]
+            clock = times - times[0]
+            row = {**row, "question_spans": [[0.0, float(clock[-1])]], "duration": end - start}
+        else:
+            clock = times
+        return {**row, "video": {"frames": render_frames(scene, times, self.size), "timestamps": clock}}
 
 
 def shapes_corpus(scenes: int = 400, seed: int = 0) -> Iterator[str]:

@@ -191,6 +191,8 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
     if state.is_main_process:
         for name, variant in variants.items():
             results[name] = evaluate(arguments.benchmark, variant, read_predictions(files[name]), arguments.protocol)
+            for row in results[name]["rows"]:  # no path of this machine in a file that may be published
+                row["video"] = Path(str(row["video"])).name
         _write(Path(arguments.output_dir), results)
     return results
 

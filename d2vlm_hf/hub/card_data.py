@@ -114,7 +114,7 @@ class ModelCardInfo:
 
     Args:
         repo_id (`str`): Where the model will be, "owner/name".
-        license (`str`): Licence id of the Hub, such as "apache-2.0".
+        license (`str`, *optional*): Licence id of the Hub, such as "apache-2.0"; None if none was chosen yet.
         title (`str`, *optional*): Name of the model, by default that of the repository.
         summary (`str`, *optional*): One sentence on what it does.
         license_name (`str`, *optional*): Name of the licence where `license` is "other".
@@ -135,10 +135,11 @@ class ModelCardInfo:
         intended_use (`Sequence[str]`): What it is good for.
         limits (`Sequence[str]`): What it is not good for, beside what holds for every such model.
         data (`str`, *optional*): What it was trained on, in a few sentences.
+        adapter (`bool`): Whether the repository holds a PEFT adapter of `base_model`, not a whole model.
     """
 
     repo_id: str
-    license: str
+    license: str | None
     title: str | None = None
     summary: str | None = None
     license_name: str | None = None
@@ -159,6 +160,7 @@ class ModelCardInfo:
     intended_use: Sequence[str] = ()
     limits: Sequence[str] = ()
     data: str | None = None
+    adapter: bool = False
 
 
 @dataclass(frozen=True)

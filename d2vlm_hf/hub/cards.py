@@ -92,11 +92,11 @@ def render_model_card(info: ModelCardInfo) -> ModelCard:
         license=info.license,
         license_name=info.license_name,
         license_link=info.license_link,
-        library_name="transformers",
+        library_name="peft" if info.adapter else "transformers",
         pipeline_tag=PIPELINE_TAG,
         base_model=_hub_ids(bases or ()) or None,
         datasets=datasets or None,
-        tags=[*TAGS, *stages, *info.tags],
+        tags=list(dict.fromkeys([*TAGS, *stages, *info.tags])),
         model_name=title if info.results else None,
         eval_results=[result.to_eval_result() for result in info.results] or None,
     )
@@ -109,7 +109,9 @@ def render_model_card(info: ModelCardInfo) -> ModelCard:
         summary=info.summary or SUMMARY,
         notices=[notice for run in info.runs if (notice := _preference_notice(run))],
         facts=_cells(info.facts.items()),
-        quick_start=_model_quick_start(info.repo_id, info.example_video, info.example_question),
+        quick_start=_model_quick_start(
+            info.repo_id, info.example_video, info.example_question, bases[0] if info.adapter and bases else None
+        ),
         example_output=info.example_output and json.dumps(info.example_output, indent=2, ensure_ascii=False),
         results=_results_table(info.results, blind),
         blind=blind,
@@ -258,6 +260,8 @@ def _cell(value: Any) -> str:
 
 def _licence(beginning: str, info: ModelCardInfo | ConvertedCardInfo | DatasetCardInfo) -> str:
     """Say under which licence something is, as far as it is known."""
+    if info.license is None:
+        return "The licence of the weights has not been stated yet."
     shown = info.license_name or ("the licence of its origin" if info.license == "other" else info.license)
     return f"{beginning} [{shown}]({info.license_link})." if info.license_link else f"{beginning} {shown}."
 
@@ -323,14 +327,17 @@ def _size_category(rows: int) -> str:
     return f"{above[-1]}<n<{bounds[len(above)]}" if len(above) < len(bounds) else "1B<n<10B"
 
 
-def _model_quick_start(repo_id: str, video: str | None, question: str) -> str:
-    """Return code that runs as it stands, with and without the package (a test runs it)."""
+def _model_quick_start(repo_id: str, video: str | None, question: str, base: str | None = None) -> str:
+    """Return code that runs as it stands, with and without the package (a test runs it); an adapter has a base."""
+    model = Path(base).name if base and Path(base).exists() else base or repo_id
     fetched = f'hf_hub_download("{repo_id}", "{video}")  # or a file of your own' if video else '"video.mp4"'
     lines = [
         "from huggingface_hub import hf_hub_download" if video else None,
+        "from peft import PeftModel" if base else None,
         "from transformers import pipeline",
         "",
-        f'grounder = pipeline("video-grounding", model="{repo_id}", trust_remote_code=True)',
+        f'grounder = pipeline("video-grounding", model="{model}", trust_remote_code=True)',
+        f'grounder.model = PeftModel.from_pretrained(grounder.model, "{repo_id}").merge_and_unload()' if base else None,
         f"video = {fetched}",
         f"result = grounder(video, question={json.dumps(question, ensure_ascii=False)})",
         'print(result["answer"])',

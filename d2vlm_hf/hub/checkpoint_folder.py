@@ -98,6 +98,20 @@ def is_stale(path: str) -> bool:
     return any(fnmatch.fnmatch(path, kind) for kind in STALE)
 
 
+def known_licence(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Read the licence from the card of a checkpoint folder.
+
+    Args:
+        folder (`str`): The folder; a Hub id counts as a folder that is not there.
+
+    Returns:
+        `dict`: `license`, `license_name` and `license_link`, as far as the card names them.
+    """
+    card = _card_metadata(Path(folder), [])
+    names = ("license", "license_name", "license_link")
+    return {name: card[name] for name in names if card.get(name)} if card.get("license") else {}
+
+
 def safe_save(save: Callable[[Path], Any], folder: str | os.PathLike[str]) -> Path:
     """Save into a folder so that it holds either all of the new files or the old ones.
 
@@ -256,4 +270,4 @@ def _card_metadata(folder: Path, faults: list[str]) -> dict[str, Any]:
     return metadata
 
 
-__all__ = ["RECORD", "STALE", "check_folder", "is_stale", "list_files", "safe_save"]
+__all__ = ["RECORD", "STALE", "check_folder", "is_stale", "known_licence", "list_files", "safe_save"]

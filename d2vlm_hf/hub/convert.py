@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, BertTokenizer, GenerationConfig, PreTrai
 from ..model.chat_templates_d2vlm import CHAT_TEMPLATES
 from ..model.configuration_d2vlm import D2VLMConfig
 from ..model.modeling_d2vlm import D2VLMForConditionalGeneration
+from ..model.pipeline_d2vlm import complete_checkpoint
 from ..model.processing_d2vlm import D2VLMProcessor
 from ..model.video_processing_d2vlm import D2VLMVideoProcessor
 from .key_maps import (
@@ -237,6 +238,8 @@ def convert_checkpoint(
         plan.config.save_pretrained(staging)
         processor = _save_processor(Path(staging), source, plan, tokenizer, qformer_tokenizer)
         _save_generation_config(Path(staging), folder, plan.config, processor)
+        if processor is not None:
+            complete_checkpoint(staging, processor)
         _move_into(Path(staging), dst)
     return report
 
@@ -379,7 +382,6 @@ def _save_processor(folder: Path, source: Mapping, plan: ConversionPlan, tokeniz
         qformer_tokenizer,
         chat_template=CHAT_TEMPLATES.get(source.get("conv_type")),
     )
-    processor.save_pretrained(folder)
     return processor
 
 

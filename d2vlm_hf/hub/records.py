@@ -163,9 +163,11 @@ def collect_run_record(
         `RunRecord`: The record; it names no path of this machine and no token.
     """
     root = Path(root or Path.cwd())
+    if command is None:  # `python -c` and an interactive session have no command that could be repeated
+        command = [] if sys.argv[:1] in (["-c"], [""]) else sys.argv
     return RunRecord(
         stage=stage,
-        command=describe_command(sys.argv if command is None else command, root),
+        command=describe_command(command, root),
         git_commit=_git_commit(root),
         config_hash=None if config is None else hash_config(config, root),
         device=describe_device(device),

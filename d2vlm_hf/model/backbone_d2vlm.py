@@ -190,7 +190,8 @@ class D2VLMModel(D2VLMPreTrainedModel):
             if attention and "flash" in attention:
                 raise ValueError(
                     f"attn_implementation='{attention}' cannot let frames attend to each other both ways: its masks "
-                    "are causal. Use 'sdpa', 'eager' or 'flex_attention' for the text model, or frame_attention='causal'."
+                    "are causal. Use 'sdpa', 'eager' or 'flex_attention' for the text model, or "
+                    "frame_attention='causal'."
                 )
             attention_mask = create_masks_for_generate(
                 config=self.config.text_config,

@@ -116,4 +116,6 @@ class D2VLMConfig(PreTrainedConfig):
             )
 
 
+D2VLMConfig.register_for_auto_class()
+
 __all__ = ["D2VLMConfig"]

@@ -231,43 +231,49 @@ class VideoGroundingPipeline(Pipeline):
         save_checkpoint(save_directory, self.model, self.processor, **kwargs)
 
 
+def _pipelines() -> dict[str, Any]:
+    """The entry `custom_pipelines` of `config.json`, by which `trust_remote_code=True` finds the pipeline."""
+    implementation = f"{VideoGroundingPipeline.__module__.split('.')[-1]}.{VideoGroundingPipeline.__name__}"
+    return {TASK: {"impl": implementation, "pt": ["AutoModelForImageTextToText"], "type": "multimodal"}}
+
+
 def save_checkpoint(
-    folder: str | os.PathLike,
-    model: D2VLMForConditionalGeneration,
-    processor: D2VLMProcessor,
-    weights: bool = True,
-    **kwargs,
+    folder: str | os.PathLike, model: D2VLMForConditionalGeneration, processor: D2VLMProcessor, **kwargs
 ) -> None:
     """Save all that is needed to load a model again, with this package or without it.
-
-    Weights, configuration, processor, the code of all of them and of the pipeline, and in `config.json` `auto_map` and
-    `custom_pipelines`, by which `trust_remote_code=True` finds the code.
 
     Args:
         folder (`str`): Made if there is none.
         model (`D2VLMForConditionalGeneration`): The model.
         processor (`D2VLMProcessor`): Its processor.
-        weights (`bool`): Whether to save weights and configuration too; `False` completes a folder which has them,
-            such as one that a `Trainer` has just saved.
         **kwargs: For the model's `save_pretrained`.
 
     Raises:
-        ValueError: If `folder` is a file, or lacks `config.json` with `weights=False`.
+        ValueError: If `folder` is a file.
     """
-    folder = Path(folder)
-    if folder.is_file():
+    if Path(folder).is_file():
         raise ValueError(f"{folder} is a file: a checkpoint is a folder of several. Pass another path.")
-    implementation = f"{VideoGroundingPipeline.__module__.split('.')[-1]}.{VideoGroundingPipeline.__name__}"
-    pipelines = {TASK: {"impl": implementation, "pt": ["AutoModelForImageTextToText"], "type": "multimodal"}}
-    if weights:
-        if hasattr(model.config, "custom_pipelines"):  # `pipeline()` has put classes in, which JSON cannot hold
-            model.config.custom_pipelines = copy.deepcopy(pipelines)
-        model.save_pretrained(folder, **kwargs)
+    if hasattr(model.config, "custom_pipelines"):  # `pipeline()` has put classes in, which JSON cannot hold
+        model.config.custom_pipelines = _pipelines()
+    model.save_pretrained(folder, **kwargs)
+    complete_checkpoint(folder, processor)
+
+
+def complete_checkpoint(folder: str | os.PathLike, processor: D2VLMProcessor) -> None:
+    """Add processor and code to a folder that has weights and configuration, as a `Trainer` or a conversion leaves it.
+
+    Args:
+        folder (`str`): The folder; its `config.json` gets `auto_map` and `custom_pipelines`.
+        processor (`D2VLMProcessor`): The processor.
+
+    Raises:
+        ValueError: If `folder` lacks `config.json`.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no config.json to complete. Save the model there first.")
     processor.save_pretrained(folder)
     custom_object_save(VideoGroundingPipeline, folder)  # and, through its imports, all the code there is
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} has no config.json to complete. Save the model there first, or pass weights=True.")
     config = json.loads(path.read_text(encoding="utf-8"))
     model_class = "modeling_d2vlm.D2VLMForConditionalGeneration"
     config["auto_map"] = {
@@ -277,7 +283,7 @@ def save_checkpoint(
         "AutoModelForMultimodalLM": model_class,
         "AutoProcessor": "processing_d2vlm.D2VLMProcessor",
     }
-    config["custom_pipelines"] = pipelines
+    config["custom_pipelines"] = _pipelines()
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -336,4 +342,4 @@ def _timed(streamer: Any, times: Sequence[float]) -> Iterator[None]:
         streamer.times = None
 
 
-__all__ = ["MAX_NEW_TOKENS", "TASK", "VideoGroundingPipeline", "save_checkpoint"]
+__all__ = ["MAX_NEW_TOKENS", "TASK", "VideoGroundingPipeline", "complete_checkpoint", "save_checkpoint"]

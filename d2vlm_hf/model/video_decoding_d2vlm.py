@@ -21,6 +21,7 @@ logger = logging.get_logger(__name__)
 
 TIME_TOLERANCE = 1e-6  # seconds; a frame that starts this little after a sampled time is already on screen
 SEEK_GAIN = 16  # frames; seeking pays off when it saves decoding at least this many
+MAX_REORDER = 16  # frames that video codecs store out of order at most
 TEXT_CODECS = ("ansi", "bintext", "idf", "xbin")  # FFmpeg renders text files as pictures; nobody means that
 
 
@@ -338,9 +339,8 @@ class PyAvReader(VideoReader):
             frame = self._frame_at(int(target))
             shown = np.inf if frame is None else self._seconds(self._stamp(frame))
             if abs(shown - self._seconds(target)) > reach:
-                if self._cut and self._pending is None and done:
-                    logger.info("%s: nothing decodes from %.3f s on", self.name, time - self.origin)
-                    break
+                if self._cut and done and target > self._stamps[-MAX_REORDER:][0]:
+                    continue  # one of the last frames, which are missing where the file was cut off
                 raise ValueError(self._undecodable(time - self.origin, shown - self.origin))
             self.replaced += self._stamp(frame) != target
             if not done:

@@ -1,17 +1,28 @@
 # Copyright 2026 The d2vlm_hf Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the SFT and the FPO trainer share: global loss counts, two learning rates, split logs, grounding in "
-"evaluation."""
+"""What the SFT and the FPO trainer share: global loss counts, two learning rates, split logs, grounding in evaluation,
+and the card of the run."""
 
+import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import SequentialSampler
 
+from ..hub.card_data import ModelCardInfo
+from ..hub.cards import render_model_card
+from ..hub.checkpoint_folder import known_licence
+from ..hub.records import CurveLog, RunRecord, collect_run_record, plot_curves
 from ..model.evidence_d2vlm import ROLE_QUESTION, decode_spans
-from ..model.pipeline_d2vlm import VideoGroundingPipeline, save_checkpoint
+from ..model.pipeline_d2vlm import VideoGroundingPipeline, complete_checkpoint
 from ..model.spans_d2vlm import set_f1, temporal_iou
+
+
+LOSS_PICTURE = "loss_curves.png"
+CURVES = ("loss", "eval_loss", "lm_loss", "grounding_loss", "consistency_loss")
+"""Logged values that the card's picture shows."""
 
 
 def frame_iou(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -46,7 +57,9 @@ def teacher_forced_iou(outputs, evidence_spans: torch.Tensor, evidence_role: tor
 class GroundingTrainerMixin:
     """Mixed into a `transformers.Trainer`; `args` has the fields of `GroundingArguments`."""
 
+    _name = "SFT"
     _num_evidence_samples = None
+    _started: float | None = None  # time at which step 0 began; None for a run that goes on with an earlier one
 
     # ---- losses over the global accumulated batch -------------------------------------------------------------------
 
@@ -150,7 +163,88 @@ class GroundingTrainerMixin:
         super()._save(output_dir, state_dict)
         model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "generate") and not hasattr(model, "peft_config"):
-            save_checkpoint(output_dir or self.args.output_dir, model, self.processing_class, weights=False)
+            complete_checkpoint(output_dir or self.args.output_dir, self.processing_class)
+        self._write_card(Path(output_dir or self.args.output_dir))
+
+    # ---- the card ---------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """As in `Trainer`; notes when the run began."""
+        self._started = None if resume_from_checkpoint else time.time()
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def run_record(self) -> RunRecord:
+        """What is known of this run: command, commit, configuration, data, seed, device, duration, batch, versions."""
+        seconds = None
+        if self._started is not None:
+            ended = [log["train_runtime"] for log in self.state.log_history if "train_runtime" in log]
+            seconds = ended[-1] if ended else time.time() - self._started
+        return collect_run_record(
+            self._name,
+            config=self.args.to_dict(),
+            device=self.args.device.type,
+            seed=self.args.seed,
+            wall_time_s=seconds,
+            effective_batch=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            dataset_fingerprint=getattr(self.train_dataset, "_fingerprint", None),
+            reference_free=getattr(self.args, "reference_free", None),
+        )
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        **facts: Any,
+    ) -> None:
+        """Write the card of this run to `README.md` of the output folder (also called by `push_to_hub`).
+
+        Args:
+            model_name (`str`, *optional*): Title of the card.
+            dataset_name (`str`, *optional*): Hub id of the training data.
+            tags (`str` or `list[str]`, *optional*): Tags beside those that every card has.
+            **facts: Further fields of `ModelCardInfo`, such as `license`. The licence defaults to that of the card
+                which is there already, or of the folder that the model was loaded from.
+        """
+        if dataset_name is not None:
+            facts.setdefault("datasets", [dataset_name])
+        if self.is_world_process_zero():
+            tags = [tags] if isinstance(tags, str) else list(tags or ())
+            self._write_card(Path(self.args.output_dir), title=model_name, tags=tags, **facts)
+
+    def _write_card(self, folder: Path, **facts: Any) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        source = getattr(model.config, "_name_or_path", None)
+        folder.mkdir(parents=True, exist_ok=True)
+        logs = self.state.log_history
+        curves = [
+            CurveLog(name, [log["step"] for log in logs if name in log], [log[name] for log in logs if name in log])
+            for name in CURVES
+        ]
+        facts = {
+            "repo_id": getattr(self, "hub_model_id", None) or self.args.hub_model_id or Path(self.args.output_dir).name,
+            "license": None,
+            **(known_licence(folder) or (known_licence(source) if source else {})),
+            "base_model": source or None,
+            "adapter": (folder / "adapter_config.json").is_file(),
+            "facts": _model_facts(model, self.processing_class),
+            "runs": [self.run_record()],
+            "loss_picture": plot_curves(curves, folder / LOSS_PICTURE) and LOSS_PICTURE,
+            **facts,
+        }
+        render_model_card(ModelCardInfo(**facts)).save(folder / "README.md")
+
+
+def _model_facts(model, processor) -> dict[str, str]:
+    """Size, parts and sampling, as a card lists them."""
+    config = model.config
+    return {
+        "Parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:,.2f} M",
+        "Language model": f"{config.text_config.model_type}, {config.text_config.num_hidden_layers} layers",
+        "Vision tower": config.vision_config.model_type,
+        "Connector": config.connector_type,
+        "Sampling": f"{processor.video_processor.fps:g} frames per second",
+    }
 
 
 def _iou_in_order(predicted: list, truth: list) -> float:
@@ -159,4 +253,4 @@ def _iou_in_order(predicted: list, truth: list) -> float:
     return float(temporal_iou(predicted[:pairs], truth[:pairs]).trace()) / len(truth) if pairs else 0.0
 
 
-__all__ = ["GroundingTrainerMixin", "frame_iou", "teacher_forced_iou"]
+__all__ = ["LOSS_PICTURE", "GroundingTrainerMixin", "frame_iou", "teacher_forced_iou"]
