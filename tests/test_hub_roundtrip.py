@@ -5,10 +5,12 @@
 import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import datasets
 import pytest
+import torch
 import transformers
 from datasets import Dataset, Video
 from hub_server import LocalHub, run_script
@@ -49,6 +51,7 @@ def hub_of_all(hub_here: LocalHub, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
     monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub_here.url)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # peft looks here
     return hub_here
 
 
@@ -76,6 +79,9 @@ def call_options(processor) -> dict:
 def push_model(folder: Path, rows: list[dict], video: str) -> dict:
     """Push the model before training, after two steps, and the latter in shards; return what strangers must find."""
     model, processor = tiny()
+    with torch.no_grad():  # a model whose frames differ, and whose moments are therefore not the whole video
+        model.frame_head[-1].weight.mul_(30)
+        model.config.evidence_threshold = 0.999
     options = call_options(processor)
     trainer = sft_trainer(folder, rows, model, processor, hub_model_id=MODEL)
     trainer.save_model()
@@ -91,8 +97,8 @@ def push_model(folder: Path, rows: list[dict], video: str) -> dict:
     assert report.changed
     assert report.warnings == []
     answer = pipe.__class__(model=trainer.model.eval(), processor=processor, device="cpu")(video, **options)
-    assert answer["evidence"]
-    assert answer["references"] or answer["curves"]
+    assert answer["references"]
+    assert min(moment["end"] - moment["start"] for moment in answer["evidence"]) < answer["duration"] / 2
     assert answer != untrained
     shards = folder.with_name("shards")
     save_checkpoint(shards, trainer.model, processor, max_shard_size="60KB")
@@ -131,8 +137,8 @@ def push_data(rows: list[dict], hub: LocalHub) -> Dataset:
     return data
 
 
-STRANGER = """
-import hashlib, json, os, sys
+STRANGER = r"""
+import hashlib, json, os, re, sys
 
 from datasets import Video, load_dataset
 from peft import PeftModel
@@ -171,6 +177,8 @@ loaded, stream = load_dataset(data_id, split="train"), load_dataset(data_id, spl
 result["features"] = [str(loaded.features), str(stream.features)]
 result["is_video"] = isinstance(loaded.features["video"], Video) and isinstance(stream.features["video"], Video)
 result["rows"] = [[plain(row) for row in part.cast_column("video", Video(decode=False))] for part in (loaded, stream)]
+for card in call["cards"]:  # what a card says is run as it stands
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
 result["modules"] = [name for name, module in sys.modules.items() if name.startswith("d2vlm_hf") and module]
 print("RESULT" + json.dumps(result))
 """
@@ -216,12 +224,15 @@ def test_round_trip(hub_of_all: LocalHub, tmp_path: Path, rows: list[dict]) -> N
     assert adapted != call["answer"]
 
     blocked = ["d2vlm_hf", "torchvision", "trl"]
-    stranger = result_of(STRANGER, hub, call, block=blocked)
+    shutil.copy(video, tmp_path / "video.mp4")
+    cards = {"cards": [(tmp_path / name / "README.md").read_text() for name in ("model", "adapter")]}
+    stranger = result_of(STRANGER, hub, call | cards, block=blocked, cwd=tmp_path)
     assert stranger["types"] == ["D2VLMProcessor", *["D2VLMForConditionalGeneration"] * 3]
     assert stranger["tokens"] == processor.tokenizer(QUESTION)["input_ids"]
     answers = stranger["answers"]
-    assert all(answer == answers["main"] for answer in answers.values()), answers
-    assert_same(answers["main"], call["answer"])
+    assert len(answers) == 6
+    for answer in answers.values():
+        assert_same(answer, call["answer"])
     assert_same(stranger["untrained"], call["untrained"])
     assert_same(stranger["adapter"], adapted)
     assert stranger["is_video"]

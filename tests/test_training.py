@@ -267,6 +267,10 @@ def test_unknown_keys_are_errors(tmp_path):
         (lambda: ModelArguments(), r"model_name_or_path=None and scratch=None: a run starts from exactly one"),
         (lambda: DataArguments(), r"dataset=None and shapes=None: rows come from exactly one"),
         (lambda: D2VLMSFTConfig(use_cpu=True, remove_unused_columns=True), r"remove_unused_columns=True would drop"),
+        (
+            lambda: RenderedShapes(4, stages=[{"until": 1.0, "difficulty": "easy", "speed": 2}]),
+            r"the stages have unknown options \['speed'\]",
+        ),
         (lambda: build_from_scratch({"vision": {}, "colour": 1}, []), r"scratch has unknown parts \['colour'\]"),
         (
             lambda: RenderedShapes(4, stages=[{"until": 0.5, "difficulty": "easy"}]),
