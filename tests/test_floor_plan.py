@@ -233,7 +233,7 @@ def test_model_is_flat_and_travels_on_its_own():
             "if TYPE_CHECKING:\n    from ..hub import cards",
             f"imports hub.cards (floor {PLAN['hub.cards']})",
         ),
-        ("data.perturb", "from . import shapes", f"imports data.shapes (floor {PLAN['data.shapes']})"),
+        ("data.preference", "from . import build", f"imports data.build (floor {PLAN['data.build']})"),
         (
             "data.perturb",
             "import d2vlm_hf.evaluation.run as run",

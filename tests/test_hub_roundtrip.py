@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -248,6 +250,23 @@ def test_round_trip(hub_of_all: LocalHub, tmp_path: Path, rows: list[dict]) -> N
     assert owner == {"answer": answers["main"], "module": "d2vlm_hf.model.modeling_d2vlm"}
 
 
+def test_the_push_methods_of_transformers(hub_of_all: LocalHub, tmp_path: Path, rows: list[dict]) -> None:
+    """`push_to_hub` of model and processor, and of the pipeline, which pushes all that `save_checkpoint` saves."""
+    model, processor = tiny()
+    model.push_to_hub("me/parts")
+    processor.push_to_hub("me/parts")
+    pipe = VideoGroundingPipeline(model=model.eval(), processor=processor, device="cpu")
+    pipe.push_to_hub("me/whole", private=True)
+    save_checkpoint(tmp_path / "whole", model, processor)
+    saved = {path.relative_to(tmp_path / "whole").as_posix() for path in (tmp_path / "whole").rglob("*.*")}
+    assert set(hub_of_all.files("me/whole")) == saved | {".gitattributes", "README.md"}
+    assert hub_of_all.repo("me/whole").private
+    expected = pipe(rows[0]["video"], **call_options(processor))
+    for repo_id in ("me/parts", "me/whole"):
+        loaded = transformers.pipeline("video-grounding", model=repo_id, device="cpu")
+        assert_same(loaded(rows[0]["video"], **call_options(processor)), expected)
+
+
 # -- the card of a run ------------------------------------------------------------------------------------------------
 
 
@@ -269,7 +288,7 @@ def test_a_run_writes_the_card_of_each_checkpoint(tmp_path: Path, rows: list[dic
     assert record.config_hash == trainer.run_record().config_hash
     assert 0 < record.wall_time_s == trainer.state.log_history[-1]["train_runtime"]
     assert "| Wall time |" in card.text
-    assert "1 frames per second" in card.text
+    assert "| Sampling | 1 fps |" in card.text
     assert 'pipeline("video-grounding", model="me/sft"' in card.text
     assert "![Loss curves](loss_curves.png)" in card.text
     assert (tmp_path / "run" / "checkpoint-2" / "loss_curves.png").read_bytes().startswith(b"\x89PNG")
@@ -356,7 +375,18 @@ def test_the_licence_of_a_folder(tmp_path: Path) -> None:
     assert known_licence(tmp_path) == expected
 
 
-@pytest.mark.parametrize("words", [["-c"], [""]])
-def test_a_session_has_no_command_to_repeat(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("module", "words", "command"),
+    [
+        (None, ["-c"], None),
+        (None, [""], None),
+        (None, ["recipes/sft.py", "--seed", "1"], "python recipes/sft.py --seed 1"),
+        ("d2vlm_hf.training.run", ["/home/me/run.py", "--seed", "1"], "python -m d2vlm_hf.training.run --seed 1"),
+        ("d2vlm_hf.__main__", ["/home/me/__main__.py", "sft"], "python -m d2vlm_hf sft"),
+    ],
+)
+def test_the_command_of_a_run_can_be_repeated(monkeypatch, module: str | None, words: list[str], command) -> None:
+    spec = module and SimpleNamespace(name=module)
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
     monkeypatch.setattr("sys.argv", words)
-    assert collect_run_record("SFT", packages=()).command is None
+    assert collect_run_record("SFT", packages=()).command == command

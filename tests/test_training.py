@@ -310,6 +310,9 @@ def test_a_curriculum_goes_from_seeing_to_searching():
     assert {row["source"].split("/")[1] for row in last} == {"middle"}
     assert len({id(row["video"]) for row in last}) == 1  # rows about one video share it
     assert len(last) == 2
+    direct = RenderedShapes(8, size=16, stages=[{**stages[0], "until": 1.0, "direct": True}])[0]["rows"]
+    assert [row["answer"] for row in direct] == [f"{row['options'][row['correct_option']]}." for row in first]
+    assert not any("Options" in row["question"] or row["options"] for row in direct)
     assert (data[0]["rows"][0]["video"]["frames"] == first[0]["video"]["frames"]).all()  # the same for the same index
 
 

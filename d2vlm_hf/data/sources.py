@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from .schema import validate_row
+from .schema import NO_OPTION, validate_row
 from .shapes import make_rows, make_scene, render_frames
 
 
-STAGE_OPTIONS = {"until", "difficulty", "task_weights", "fps", "rows_per_video", "trim"}
+STAGE_OPTIONS = {"until", "difficulty", "task_weights", "fps", "rows_per_video", "trim", "direct"}
 
 
 class RenderedShapes(Dataset):
@@ -30,8 +30,8 @@ class RenderedShapes(Dataset):
         rows_per_video (`int`): Questions about each scene.
         stages (`list[dict]`, *optional*): A curriculum by position: `until` (share of the length), `difficulty`, and
             if wanted `task_weights`, `fps`, `rows_per_video`, and `trim`: questions about a given moment are asked
-            about a clip of that moment alone, so that a model learns to see before it has to search. Default: the
-            middle difficulty throughout.
+            about a clip of that moment alone, so that a model learns to see before it has to search; and `direct`:
+            choice questions come without their options and are answered in words. Default: the middle difficulty.
         split (`str`), seed (`int`): As in `ShapesConfig`.
     """
 
@@ -69,6 +69,8 @@ class RenderedShapes(Dataset):
         scene = make_scene(stage["difficulty"], self.split, index, self.seed)
         count = stage.get("rows_per_video", self.rows_per_video)
         rows = make_rows(scene, count, stage.get("task_weights"), video="rendered")
+        if stage.get("direct"):
+            rows = [_without_options(row) for row in rows]
         times = np.arange(0, scene.duration, 1 / stage.get("fps", self.fps))
         if stage.get("trim"):
             return {"rows": [self._trimmed(scene, times, row) for row in rows]}
@@ -85,6 +87,17 @@ class RenderedShapes(Dataset):
         else:
             clock = times
         return {**row, "video": {"frames": render_frames(scene, times, self.size), "timestamps": clock}}
+
+
+def _without_options(row: dict[str, Any]) -> dict[str, Any]:
+    """A choice row as a plain question with the right option as its answer: "red." instead of "(B) red."."""
+    if not row["options"]:
+        return row
+    option, evidence = row["options"][row["correct_option"]], " <evi>" * len(row["spans"])
+    return {
+        **row, "question": row["question"].split(" Options:")[0], "answer": f"{option}{evidence}.",
+        "options": [], "correct_option": NO_OPTION,
+    }  # fmt: skip
 
 
 def shapes_corpus(scenes: int = 400, seed: int = 0) -> Iterator[str]:

@@ -163,8 +163,7 @@ def collect_run_record(
         `RunRecord`: The record; it names no path of this machine and no token.
     """
     root = Path(root or Path.cwd())
-    if command is None:  # `python -c` and an interactive session have no command that could be repeated
-        command = [] if sys.argv[:1] in (["-c"], [""]) else sys.argv
+    command = _own_command() if command is None else command
     return RunRecord(
         stage=stage,
         command=describe_command(command, root),
@@ -174,6 +173,14 @@ def collect_run_record(
         versions=_versions(packages),
         **facts,
     )
+
+
+def _own_command() -> list[str]:
+    """Command line of this process; empty for `python -c` and an interactive session, which nobody could repeat."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is not None:  # of `python -m`, where `sys.argv` has the path of a file
+        return ["python", "-m", module.name.removesuffix(".__main__"), *sys.argv[1:]]
+    return [] if sys.argv[:1] in (["-c"], [""]) else sys.argv
 
 
 def describe_command(words: Sequence[str], root: str | os.PathLike[str] | None = None) -> str | None:

@@ -243,7 +243,7 @@ def _model_facts(model, processor) -> dict[str, str]:
         "Language model": f"{config.text_config.model_type}, {config.text_config.num_hidden_layers} layers",
         "Vision tower": config.vision_config.model_type,
         "Connector": config.connector_type,
-        "Sampling": f"{processor.video_processor.fps:g} frames per second",
+        "Sampling": f"{processor.video_processor.fps:g} fps",
     }
 
 
