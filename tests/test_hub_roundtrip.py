@@ -386,7 +386,7 @@ def test_the_licence_of_a_folder(tmp_path: Path) -> None:
     ],
 )
 def test_the_command_of_a_run_can_be_repeated(monkeypatch, module: str | None, words: list[str], command) -> None:
-    spec = module and SimpleNamespace(name=module)
+    spec = module and SimpleNamespace(name=module, origin=words[0])
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
     monkeypatch.setattr("sys.argv", words)
     assert collect_run_record("SFT", packages=()).command == command

@@ -15,6 +15,7 @@ from tiny_runs import SPEC, preference_dataset, sft_rows, tiny
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3Config, SiglipVisionConfig
 
 from d2vlm_hf.data.sources import RenderedShapes, load_rows, resolve_video
+from d2vlm_hf.hub.publish import check_folder
 from d2vlm_hf.model.configuration_d2vlm import D2VLMConfig
 from d2vlm_hf.model.modeling_d2vlm import D2VLMForConditionalGeneration
 from d2vlm_hf.training.configs import D2VLMSFTConfig, DataArguments, ModelArguments
@@ -252,6 +253,8 @@ def test_the_shapes_recipe_runs_and_loads_again(tmp_path):
     assert processor.evidence_token_id == model.config.evidence_token_id
     assert json.loads((folder / "all_results.json").read_text())["wall_seconds"] > 0
     assert (folder / "checkpoint-3").is_dir()
+    assert "license: apache-2.0" in (folder / "README.md").read_text()
+    assert all("LICENSE" in warning for warning in check_folder(folder))  # fit for `d2vlm push`
 
 
 def test_unknown_keys_are_errors(tmp_path):

@@ -178,7 +178,7 @@ def collect_run_record(
 def _own_command() -> list[str]:
     """Command line of this process; empty for `python -c` and an interactive session, which nobody could repeat."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    if module is not None:  # of `python -m`, where `sys.argv` has the path of a file
+    if module is not None and sys.argv[:1] == [module.origin]:  # `python -m`, whose `sys.argv` has the path of a file
         return ["python", "-m", module.name.removesuffix(".__main__"), *sys.argv[1:]]
     return [] if sys.argv[:1] in (["-c"], [""]) else sys.argv
 

@@ -87,6 +87,9 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "'sdpa', 'eager', ... On a CPU in bfloat16 'eager' trains faster."}
     )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the result, for its card; `d2vlm push` wants one, as 'apache-2.0'."}
+    )
     use_lora: bool = field(default=False, metadata={"help": "Train low-rank adapters of the language model."})
     lora_r: int = field(default=128, metadata={"help": "Rank (paper: 128)."})
     lora_alpha: int = field(default=256, metadata={"help": "Alpha (paper: 256)."})

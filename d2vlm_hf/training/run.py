@@ -124,11 +124,11 @@ def run_sft(model_arguments: ModelArguments, data: DataArguments, config: D2VLMS
     )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.warning("training %.2f M parameters, effective batch %d", trainable / 1e6, effective_batch(config))
-    return finish_run(trainer, processor, config)
+    return finish_run(trainer, processor, config, model_arguments.license)
 
 
-def finish_run(trainer, processor, config) -> dict[str, Any]:
-    """Train from the newest checkpoint if there is one, evaluate, save adapter, merged model and metrics."""
+def finish_run(trainer, processor, config, license: str | None = None) -> dict[str, Any]:  # noqa: A002
+    """Train from the newest checkpoint if there is one, evaluate, save adapter, merged model, card and metrics."""
     started = time.time()
     result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint or last_checkpoint(config.output_dir))
     metrics = dict(result.metrics)
@@ -143,6 +143,7 @@ def finish_run(trainer, processor, config) -> dict[str, Any]:
         save_checkpoint(config.output_dir, final, processor)
         trainer.save_metrics("all", metrics)
         trainer.save_state()
+        trainer.create_model_card(**({} if license is None else {"license": license}))
     return metrics
 
 

@@ -55,7 +55,7 @@ def run_fpo(model_arguments: ModelArguments, data: DataArguments, config: FPOCon
         peft_config=lora_config(model, model_arguments) if model_arguments.use_lora else None,
     )
     logger.warning("effective batch: %d pairs", effective_batch(config))
-    return finish_run(trainer, processor, config)
+    return finish_run(trainer, processor, config, model_arguments.license)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
