@@ -59,7 +59,7 @@ print(json.dumps({
     "files": sorted(os.listdir(snapshot_download("org/round"))), "tree": tree,
     "lfs": [row.rfilename for row in info.siblings if row.lfs],
     "sha_prefix": api.model_info("org/round", revision=first[:8]).sha == first,
-    "found": [row.id for row in api.list_models(filter="video-grounding", search="round")],
+    "found": [row.id for row in api.list_models(filter="video-grounding", search="round") if row.id == "org/round"],
     "missed": [row.id for row in api.list_models(filter="audio")],
     "branches": sorted(ref.name for ref in api.list_repo_refs("org/round").branches),
     "who": api.whoami()["name"], "exists": api.file_exists("org/round", "sub/notes.txt"),

@@ -448,7 +448,7 @@ def test_the_span_of_an_answer_may_be_asked_about(processor, videos):
         ),
         (
             {"questions": "Is it <evi>?", "question_spans": [[1.0, 9.0]]},
-            "it ends after the video, which is 4 s long",
+            "it ends after the video, which is 4.0 s long",
         ),
         ({"questions": "Is it <evi>?", "question_spans": [[2.0, 1.0]]}, "it ends before it starts"),
         ({"questions": "Is it <evi>?", "question_spans": [[-1.0, 1.0]]}, "it starts before the video does"),

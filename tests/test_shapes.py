@@ -105,7 +105,8 @@ def test_splits_seeds_levels_and_indices_share_no_scene():
 
 
 def test_another_process_makes_the_same_bytes_and_a_killed_run_continues(tmp_path):
-    config = ShapesConfig(difficulty="easy", split="validation", num_videos=40, rows_per_video=2, size=48)
+    # Large enough that the process is still at it when it is killed.
+    config = ShapesConfig(difficulty="middle", split="validation", num_videos=40, rows_per_video=2, size=96)
     code = (
         "from d2vlm_hf.data.shapes import ShapesConfig, generate\n"
         f"generate(ShapesConfig(**{dataclasses.asdict(config)!r}), {str(tmp_path / 'killed')!r}, progress=False)"
