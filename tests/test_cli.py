@@ -219,12 +219,17 @@ def test_status_line_appears_only_where_something_takes_long(capsys, monkeypatch
 
 
 def test_interrupt_is_quiet(tmp_path):
-    code = "sys.exit(main(['shapes', sys.argv[1], '--num-videos', '5000']))\n"
+    # A shell that puts its jobs into the background has them ignore Ctrl-C, and so would this process.
+    restore = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = restore + "sys.exit(main(['shapes', sys.argv[1], '--num-videos', '5000']))\n"
     process = run_bare(code, str(tmp_path / "out"))
-    while not list((tmp_path / "out").glob("videos/*.mp4")):
-        assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        while not list((tmp_path / "out").glob("videos/*.mp4")):
+            assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "error" not in err

@@ -298,7 +298,7 @@ def test_a_frozen_tower_works_in_chunks(connector, size):
     assert calls[1:] == [size] * (16 // size) + ([16 % size] if 16 % size else [])
     assert expected.requires_grad
     assert not chunked.requires_grad
-    assert_close(chunked, expected, 1e-6)
+    assert_close(chunked, expected, 1e-5)
 
 
 @every_connector
