@@ -260,6 +260,8 @@ def test_malformed_structured_predictions():
         ("Best option: (B) a dog.", 1),
         ("A man enters", None),  # an article, not a letter
         ("It is a dog (B)", 1),
+        ("A dog at 2.0 s - 3.5 s. Best option: (B).", 1),
+        ("A dog, so option (B).", 1),
         ("A dog.", 1),
         ("(E) x", None),
         ("", None),

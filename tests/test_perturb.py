@@ -493,6 +493,8 @@ def test_tamper_names_another_option():
     for answer, others in [
         ("(B) blue, at <evi>.", {"(A) red, at <evi>.", "(C) green, at <evi>."}),
         ("(B) blue. It happens at <evi>.", {"(A) red. It happens at <evi>.", "(C) green. It happens at <evi>."}),
+        ("Blue at <evi>. Best option: (B).", {"Red at <evi>. Best option: (A).", "Green at <evi>. Best option: (C)."}),
+        ("At <evi>: blue, so option (B).", {"At <evi>: red, so option (A).", "At <evi>: green, so option (C)."}),
         ("B. It happens at <evi>.", {"A. It happens at <evi>.", "C. It happens at <evi>."}),
         ("It is blue at <evi>.", {"It is red at <evi>.", "It is green at <evi>."}),
     ]:

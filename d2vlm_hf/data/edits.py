@@ -310,7 +310,9 @@ def _other_option(case: Case) -> Iterator[Edit]:
         clauses, count = [], 0
         for clause in case.clauses:
             body, named = letter.subn(lambda match, new=swap[own]: match.group().replace(own, new), clause.body)
-            body, said = stated.subn(lambda match, new=swap[text]: new, body)
+            body, said = stated.subn(
+                lambda match, new=swap[text]: new[:1].upper() + new[1:] if match.group()[:1].isupper() else new, body
+            )
             clauses.append(replace(clause, body=body))
             count += named + said
         if count:

@@ -120,8 +120,9 @@ ANSWERS: dict[str, tuple[str, ...]] = {
         "This does not happen in the video.",
         "There is no moment when {subject} {third}.",
     ),
-    "gvq": ("({letter}) {option}, at {evidence}.", "({letter}) {option}. It happens at {evidence}."),
-    "choice": ("({letter}) {option}.", "Best option: ({letter}) {option}."),
+    # the letter comes last: before the content has been said, a model would have to think of both at once
+    "gvq": ("{Option} at {evidence}. Best option: ({letter}).", "At {evidence}: {option}. Best option: ({letter})."),
+    "choice": ("{Option}. Best option: ({letter}).", "{Option}, so option ({letter})."),
 }
 SEQUENCES = ("plain", "then", "first")  # how the clauses of a dense caption are joined
 

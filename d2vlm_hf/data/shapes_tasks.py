@@ -196,7 +196,7 @@ def _choice(
     options = [right, *wrong]
     options = [options[place] for place in rng.permutation(len(options))]
     place = options.index(right)
-    values = {"letter": language.LETTERS[place], "option": right}
+    values = {"letter": language.LETTERS[place], "option": right, "Option": language.capital(right)}
     if found:
         values["evidence"] = language.enumerate_evidence(len(found))
     question = language.fill(rng, language.QUESTIONS[kind], verb, name)

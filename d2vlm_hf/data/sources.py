@@ -3,6 +3,7 @@
 """Where training rows come from: files, folders, Hub data sets, or the shapes world rendered on the way."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from .schema import NO_OPTION, validate_row
 from .shapes import make_rows, make_scene, render_frames
 
 
+_OPTION_NAMED = re.compile(r"(\. Best option:|, so option) \([A-D]\)\.$")
 STAGE_OPTIONS = {"until", "difficulty", "task_weights", "fps", "rows_per_video", "trim", "direct"}
 
 
@@ -90,14 +92,11 @@ class RenderedShapes(Dataset):
 
 
 def _without_options(row: dict[str, Any]) -> dict[str, Any]:
-    """A choice row as a plain question with the right option as its answer: "red." instead of "(B) red."."""
+    """A choice row as a plain question: "Red at <evi>." instead of "Red at <evi>. Best option: (B)."."""
     if not row["options"]:
         return row
-    option, evidence = row["options"][row["correct_option"]], " <evi>" * len(row["spans"])
-    return {
-        **row, "question": row["question"].split(" Options:")[0], "answer": f"{option}{evidence}.",
-        "options": [], "correct_option": NO_OPTION,
-    }  # fmt: skip
+    question, answer = row["question"].split(" Options:")[0], _OPTION_NAMED.sub(".", row["answer"])
+    return {**row, "question": question, "answer": answer, "options": [], "correct_option": NO_OPTION}
 
 
 def shapes_corpus(scenes: int = 400, seed: int = 0) -> Iterator[str]:

@@ -81,6 +81,10 @@ class ModelArguments:
         default=None,
         metadata={"help": "Build a model from nothing: `vision`, `qformer`, `text`, `model` and `processor` options."},
     )
+    warmup: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "First lessons on the shapes world for a model from `scratch`: fields of `WarmupOptions`."},
+    )
     revision: str = field(default="main", metadata={"help": "Revision of a Hub model."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that a Hub model brings along."})
     dtype: str | None = field(default=None, metadata={"help": "dtype to load the weights in, as 'bfloat16'."})
@@ -103,6 +107,11 @@ class ModelArguments:
             raise ValueError(
                 f"model_name_or_path={self.model_name_or_path!r} and scratch={'given' if self.scratch else None}: a "
                 "run starts from exactly one of them. Give a checkpoint, or the sizes of a model to build."
+            )
+        if self.warmup is not None and self.scratch is None:
+            raise ValueError(
+                f"warmup={self.warmup} stands beside model_name_or_path={self.model_name_or_path!r}: a trained model "
+                "would unlearn what it knows. Leave warmup out, or give the sizes of a model to build in scratch."
             )
 
 

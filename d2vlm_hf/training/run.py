@@ -21,6 +21,7 @@ from ..model.pipeline_d2vlm import save_checkpoint
 from .configs import D2VLMSFTConfig, DataArguments, ModelArguments
 from .scratch import build_from_scratch
 from .sft_trainer import D2VLMSFTTrainer
+from .warmup import warm_up
 
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,8 @@ def run_sft(model_arguments: ModelArguments, data: DataArguments, config: D2VLMS
     model, processor = load_model(model_arguments, config.output_dir)
     if model_arguments.attn_implementation is not None:
         model.set_attn_implementation(model_arguments.attn_implementation)
+    if model_arguments.warmup is not None and last_checkpoint(config.output_dir) is None:
+        warm_up(model, processor, model_arguments.warmup, config.output_dir, config.seed, config.bf16)
     if model_arguments.use_lora:
         from peft import get_peft_model
 

@@ -1,0 +1,185 @@
+# Copyright 2026 The d2vlm_hf Authors
+# SPDX-License-Identifier: Apache-2.0
+"""First lessons in seeing: what the renderer knows about every frame, as dense targets.
+
+The paper starts from a tower and a Q-Former that have seen millions of pictures. A model from nothing learns from
+answers alone far too slowly, so it is first told what is in each patch, what the object that a question names looks
+like, and what it is doing (`training/warmup.py`).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .shapes import make_rows, make_scene, object_states, render_frames
+from .shapes_language import VERBS
+from .shapes_world import BASE_SHAPES, COLOURS, EXTRA_SHAPES, MOVES, Scene, verb_of
+
+
+COLOUR_NAMES, SHAPE_NAMES = (*COLOURS,), (*BASE_SHAPES, *EXTRA_SHAPES)
+WHITE_LOOK = len(COLOUR_NAMES)  # a flashing object is white at times: a seventh colour
+EVENT_KINDS = (*(kind for kind in VERBS if verb_of(kind) == kind and kind != "move"), *MOVES)
+MAX_OBJECTS = 5
+FIRST_LESSON_SCENE = 1_000_000  # scenes that the supervised rows do not use
+
+_SUBJECT = re.compile(rf"\b(?:({'|'.join(COLOUR_NAMES)}) )?({'|'.join(SHAPE_NAMES)}|shape)\b")
+_VERBS = {
+    kind: re.compile(rf"\b(?:{'|'.join(word for form in forms for word in form)})\b") for kind, forms in VERBS.items()
+}
+
+
+def named_subjects(text: str) -> set[tuple[str | None, str | None]]:
+    """The (colour, shape) pairs that a text names; None stands for any."""
+    return {(colour or None, None if shape == "shape" else shape) for colour, shape in _SUBJECT.findall(text)}
+
+
+def named_kinds(text: str) -> set[str]:
+    """The kinds of events that a text names; `move` without a direction names all four moves."""
+    kinds = {kind for kind, pattern in _VERBS.items() if pattern.search(text)}
+    directed = kinds & set(MOVES)
+    return (kinds - {"move"}) | (set(MOVES) if "move" in kinds and not directed else set())
+
+
+@dataclass
+class LessonBatch:
+    """Frames of several videos, questions about them, and what is true; N frames, Q questions, K objects at most.
+
+    Attributes:
+        pixels (`torch.Tensor` of shape `(N, 3, size, size)`): uint8.
+        num_frames (`torch.LongTensor` of shape `(videos,)`): Frames of each video.
+        present, dark, big (`torch.BoolTensor` of shape `(N, K)`): Whether an object can be seen, is dark, is big.
+        look (`torch.LongTensor` of shape `(N, K)`): Its colour as it looks now.
+        colour, shape (`torch.LongTensor` of shape `(N, K)`): Its own colour and shape.
+        centre (`torch.Tensor` of shape `(N, K, 2)`): Where it is, in canvases.
+        doing (`torch.BoolTensor` of shape `(N, K, kinds)`): Which events of it go on.
+        questions (`list[str]`), video_index (`torch.LongTensor` of shape `(Q,)`): Questions and their videos.
+        matched (`torch.BoolTensor` of shape `(Q, K)`): Objects that fit a subject of the question.
+        asked (`torch.BoolTensor` of shape `(Q, kinds)`): Kinds of events that the question names, all if it names none.
+        words (`torch.BoolTensor` of shape `(Q, colours + shapes + kinds)`): What the question mentions.
+    """
+
+    pixels: torch.Tensor
+    num_frames: torch.Tensor
+    present: torch.Tensor
+    dark: torch.Tensor
+    big: torch.Tensor
+    look: torch.Tensor
+    colour: torch.Tensor
+    shape: torch.Tensor
+    centre: torch.Tensor
+    doing: torch.Tensor
+    questions: list[str]
+    video_index: torch.Tensor
+    matched: torch.Tensor
+    asked: torch.Tensor
+    words: torch.Tensor
+
+
+def frame_labels(scene: Scene, times: np.ndarray) -> dict[str, np.ndarray]:
+    """What is to be seen of every object at every time: the per-frame fields of a [`LessonBatch`], T frames.
+
+    Args:
+        scene (`Scene`): The scene.
+        times (`np.ndarray` of shape `(T,)`): Seconds.
+    """
+    states, count = object_states(scene, times), len(scene.objects)
+    labels = {name: np.zeros((len(times), MAX_OBJECTS), bool) for name in ("present", "dark", "big")}
+    labels |= {name: np.zeros((len(times), MAX_OBJECTS), np.int64) for name in ("look", "colour", "shape")}
+    labels["centre"] = np.zeros((len(times), MAX_OBJECTS, 2), np.float32)
+    labels["doing"] = np.zeros((len(times), MAX_OBJECTS, len(EVENT_KINDS)), bool)
+    labels["present"][:, :count] = states["visible"].T
+    labels["dark"][:, :count] = states["flash"].T == 2
+    labels["centre"][:, :count] = states["centre"].swapaxes(0, 1)
+    for actor, thing in enumerate(scene.objects):
+        colour = COLOUR_NAMES.index(thing.colour)
+        labels["colour"][:, actor], labels["shape"][:, actor] = colour, SHAPE_NAMES.index(thing.shape)
+        labels["look"][:, actor] = np.where(states["flash"][actor] == 1, WHITE_LOOK, colour)
+        labels["big"][:, actor] = states["radius"][actor] > 1.2 * thing.radius
+    for event in scene.events:
+        inside = (times >= event.start) & (times <= event.end)
+        labels["doing"][inside, event.actor, EVENT_KINDS.index(event.kind)] = True
+    return labels
+
+
+def question_labels(scene: Scene, question: str) -> dict[str, np.ndarray]:
+    """What a question is about: `matched`, `asked` and `words` of a [`LessonBatch`], for one question."""
+    subjects, kinds = named_subjects(question), named_kinds(question)
+    matched = np.zeros(MAX_OBJECTS, bool)
+    for actor, thing in enumerate(scene.objects):
+        matched[actor] = not subjects or any(
+            colour in (None, thing.colour) and shape in (None, thing.shape) for colour, shape in subjects
+        )
+    colours, shapes = {colour for colour, _ in subjects}, {shape for _, shape in subjects}
+    named = np.array([kind in kinds for kind in EVENT_KINDS])
+    words = np.array([*(name in colours for name in COLOUR_NAMES), *(name in shapes for name in SHAPE_NAMES), *named])
+    return {"matched": matched, "asked": named if kinds else np.ones(len(EVENT_KINDS), bool), "words": words}
+
+
+class ShapesLessons(Dataset):
+    """Frames of train scenes with all that is known about them, and questions; every item is another scene.
+
+    Args:
+        length (`int`): Number of scenes.
+        size (`int`): Height and width of the frames, pixels.
+        fps (`float`): Frames per second.
+        frames (`int`, *optional*): So many random frames of each scene; default: all.
+        questions (`int`): Questions about each scene, at most.
+        difficulties (`Sequence[str]`): Levels to take scenes from, in turn.
+        start (`int`): First scene.
+        seed (`int`): Seed of the scenes.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        size: int,
+        fps: float,
+        frames: int | None = None,
+        questions: int = 4,
+        difficulties: Sequence[str] = ("easy", "middle", "middle", "middle"),
+        start: int = FIRST_LESSON_SCENE,
+        seed: int = 0,
+    ):
+        self.length, self.size, self.fps, self.frames, self.questions = length, size, fps, frames, questions
+        self.difficulties, self.start, self.seed = tuple(difficulties), start, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        scene = make_scene(self.difficulties[index % len(self.difficulties)], "train", self.start + index, self.seed)
+        times = np.arange(0, scene.duration, 1 / self.fps)
+        if self.frames is not None:
+            rng = np.random.default_rng([self.seed, self.start + index])
+            times = np.sort(rng.choice(times, self.frames, replace=False))
+        rows = make_rows(scene, self.questions, video="rendered") or make_rows(scene, 1, {"dvc": 1.0}, video="rendered")
+        texts = [row["question"] for row in rows]
+        about = [question_labels(scene, text) for text in texts]
+        return {
+            "pixels": render_frames(scene, times, self.size),
+            **frame_labels(scene, times),
+            "questions": texts,
+            **{name: np.stack([labels[name] for labels in about]) for name in about[0]},
+        }
+
+
+def collate_lessons(items: Sequence[dict]) -> LessonBatch:
+    """Pack the frames and questions of several scenes."""
+    names = [name for name in items[0] if name not in ("pixels", "questions")]
+    joined = {name: torch.from_numpy(np.concatenate([item[name] for item in items])) for name in names}
+    return LessonBatch(
+        pixels=torch.from_numpy(np.concatenate([item["pixels"] for item in items])).permute(0, 3, 1, 2),
+        num_frames=torch.tensor([len(item["pixels"]) for item in items]),
+        questions=[text for item in items for text in item["questions"]],
+        video_index=torch.tensor([place for place, item in enumerate(items) for _ in item["questions"]]),
+        **joined,
+    )
+
+
+__all__ = ["COLOUR_NAMES", "EVENT_KINDS", "SHAPE_NAMES", "LessonBatch", "ShapesLessons", "collate_lessons"]

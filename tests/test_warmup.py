@@ -1,0 +1,175 @@
+# Copyright 2026 The d2vlm_hf Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The first lessons: their targets are true, perfect answers cost nothing, and a killed run goes on after them."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_model
+from tiny_runs import SPEC, tiny
+
+from d2vlm_hf.data import shapes_lessons as lessons
+from d2vlm_hf.data.shapes import make_rows, make_scene
+from d2vlm_hf.training import warmup
+from d2vlm_hf.training.configs import ModelArguments
+
+
+LITTLE = {"patches": 2, "frames": 2, "states": 2, "batch_size": 2, "video_batch_size": 2, "num_workers": 0}
+SURE = 30.0
+
+
+@pytest.fixture(scope="module")
+def batch():
+    items = lessons.ShapesLessons(4, size=32, fps=2.0, questions=4)
+    return lessons.collate_lessons([items[index] for index in range(len(items))])
+
+
+@pytest.mark.parametrize(
+    ("text", "subjects", "kinds"),
+    [
+        ("When does the red circle move left?", {("red", "circle")}, {"move_left"}),
+        ("Find every time a blue shape changes its place.", {("blue", None)}, set(lessons.MOVES)),
+        ("Which shape blinks at <evi>?", {(None, None)}, {"flash"}),
+        (
+            "Which of these happens first? Options: (A) the red star becomes big (B) the cyan ring goes up",
+            {("red", "star"), ("cyan", "ring")},
+            {"grow", "move_up"},
+        ),
+        ("Describe everything that happens in the video.", set(), set()),
+    ],
+)
+def test_a_question_names_subjects_and_events(text, subjects, kinds):
+    assert lessons.named_subjects(text) == subjects
+    assert lessons.named_kinds(text) == kinds
+
+
+def test_what_is_asked_for_is_what_the_answer_says():
+    """In grounding rows the frames of asked events of matched objects are those of the true spans."""
+    checked = 0
+    for index in range(60):
+        scene = make_scene("middle", "train", index, 3)
+        times = np.arange(0, scene.duration, 0.5)
+        doing = lessons.frame_labels(scene, times)["doing"]
+        for row in make_rows(scene, 4, {"tvg": 1.0, "tal": 1.0}):
+            about = lessons.question_labels(scene, row["question"])
+            active = (doing & about["matched"][:, None] & about["asked"]).any((1, 2))
+            inside = [any(start <= time <= end for start, end in row["spans"]) for time in times]
+            assert active.tolist() == inside, row["question"]
+            checked += 1
+    assert checked > 150
+
+
+def test_lessons_never_show_a_scene_of_the_supervised_rows():
+    data = lessons.ShapesLessons(2, size=16, fps=1.0)
+    assert data.start >= 1_000_000
+    with pytest.raises(IndexError):
+        data[2]
+
+
+def sure(parts: dict[str, int], *shape: int) -> dict[str, torch.Tensor]:
+    return {name: torch.full((*shape, size), -SURE) for name, size in parts.items()}
+
+
+def test_perfect_patches_cost_nothing(batch):
+    side = 4
+    places = [((x + 0.5) / side, (y + 0.5) / side) for y in range(side) for x in range(side)]  # row by row
+    frames = len(batch.pixels)
+    heads = sure(warmup.PATCH_PARTS, frames, side * side)
+    heads["centre"] = torch.zeros(frames, side * side, 2)
+    covered = 0
+    for frame in range(frames):
+        for place, (x, y) in enumerate(places):
+            near = [
+                (float(torch.dist(batch.centre[frame, k], torch.tensor([x, y]))), k)
+                for k in range(lessons.MAX_OBJECTS)
+                if batch.present[frame, k]
+            ]
+            near = [(far, k) for far, k in near if far < warmup.OBJECT_REACH[int(batch.big[frame, k])]]
+            k = min(near)[1] if near else None
+            covered += k is not None
+            heads["look"][frame, place, 0 if k is None else 1 + batch.look[frame, k]] = SURE
+            heads["shape"][frame, place, 0 if k is None else 1 + batch.shape[frame, k]] = SURE
+            if k is not None:
+                heads["dark_big"][frame, place] = SURE * (
+                    2 * torch.tensor([batch.dark[frame, k], batch.big[frame, k]]).float() - 1
+                )
+                heads["centre"][frame, place] = batch.centre[frame, k]
+    losses = warmup.patch_loss(heads, batch)
+    assert covered > 20
+    assert losses.pop("shape_accuracy") == 1
+    assert all(float(loss) < 1e-6 for loss in losses.values()), losses
+    heads["look"] = heads["look"].roll(1, -1)
+    assert warmup.patch_loss(heads, batch)["look"] > 1
+
+
+def test_perfect_states_cost_nothing(batch):
+    longest = int(batch.num_frames.max())
+    mask = torch.arange(longest) < batch.num_frames[batch.video_index][:, None]
+    heads = sure(warmup.STATE_PARTS, len(batch.questions), longest)
+    first = (batch.num_frames.cumsum(0) - batch.num_frames).tolist()
+    active_frames = 0
+    for question, video in enumerate(batch.video_index.tolist()):
+        for time in range(int(batch.num_frames[video])):
+            for k in range(lessons.MAX_OBJECTS):
+                doing = batch.doing[first[video] + time, k] & batch.matched[question, k]
+                heads["doing"][question, time][doing] = SURE
+                heads["asked"][question, time][doing & batch.asked[question]] = SURE
+                if (doing & batch.asked[question]).any():
+                    active_frames += 1
+                    heads["active"][question, time] = SURE
+                    heads["colour"][question, time, batch.colour[first[video], k]] = SURE
+                    heads["shape"][question, time, batch.shape[first[video], k]] = SURE
+    losses = warmup.state_loss(heads, batch, mask)
+    assert active_frames > 20
+    assert losses.pop("active_iou") == 1
+    assert all(float(loss) < 1e-6 for loss in losses.values()), losses
+    heads["active"] = -heads["active"]
+    assert warmup.state_loss(heads, batch, mask)["active_iou"] == 0
+
+
+def test_frames_are_scored_by_what_the_question_names(batch):
+    frames = torch.zeros(len(batch.questions), dtype=torch.long)
+    heads = sure(warmup.FRAME_PARTS, len(batch.questions))
+    seen = (batch.matched & batch.present[frames]).sum(1).clamp(max=2)
+    heads["count"].scatter_(1, seen[:, None], SURE)
+    heads["words"] = SURE * (2 * batch.words.float() - 1)
+    losses = warmup.frame_loss(heads, batch, frames)
+    assert losses["count_accuracy"] == 1
+    assert float(losses["count"]) < 1e-6
+    assert float(losses["words"]) < 1e-6
+
+
+def test_warm_up_learns_and_is_kept(tmp_path):
+    torch.manual_seed(0)
+    model, processor = tiny()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = {**LITTLE, "patches": 60}
+    first = warmup.warm_up(model, processor, {**options, "patches": 1}, seed=1)
+    model, processor = tiny()
+    results = warmup.warm_up(model, processor, options, str(tmp_path), seed=1)
+    assert results["warmup/patches/look"] < first["warmup/patches/look"] - 0.1
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    for part in ("vision_tower", "connector", "language_model.layers"):
+        assert any(part in name for name in changed), part
+    assert {path.name for path in tmp_path.iterdir()} == {f"warmup-{name}.safetensors" for name in list(LITTLE)[:3]}
+    assert all(p.requires_grad for p in model.parameters())
+
+    (tmp_path / "warmup-states.safetensors").unlink()  # killed during the last lesson
+    again, processor = tiny(seed=5)
+    assert set(warmup.warm_up(again, processor, options, str(tmp_path), seed=1)) == {
+        name for name in results if "/states/" in name
+    }
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, msg=name)
+
+
+def test_errors():
+    model, processor = tiny()
+    with pytest.raises(ValueError, match=r"warmup has unknown options \['step'\]. Use some of \["):
+        warmup.warm_up(model, processor, {"step": 3})
+    mlp = tiny_model(connector="mlp")
+    with pytest.raises(ValueError, match=r"not 'mlp': the lessons ask about what it names. Use connector_type"):
+        warmup.warm_up(mlp, processor, LITTLE)
+    with pytest.raises(ValueError, match=r"model_name_or_path='x': a trained model would unlearn what it knows"):
+        ModelArguments(model_name_or_path="x", warmup={})
+    assert ModelArguments(scratch=SPEC, warmup={}).warmup == {}
