@@ -8,7 +8,7 @@ like, and what it is doing (`training/warmup.py`).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,7 @@ class LessonBatch:
         matched (`torch.BoolTensor` of shape `(Q, K)`): Objects that fit a subject of the question.
         asked (`torch.BoolTensor` of shape `(Q, kinds)`): Kinds of events that the question names, all if it names none.
         words (`torch.BoolTensor` of shape `(Q, colours + shapes + kinds)`): What the question mentions.
+        rows (`list[dict]`): The questions as rows of the schema, with answers and videos.
     """
 
     pixels: torch.Tensor
@@ -77,6 +78,7 @@ class LessonBatch:
     matched: torch.Tensor
     asked: torch.Tensor
     words: torch.Tensor
+    rows: list[dict]
 
 
 def frame_labels(scene: Scene, times: np.ndarray) -> dict[str, np.ndarray]:
@@ -129,6 +131,7 @@ class ShapesLessons(Dataset):
         frames (`int`, *optional*): So many random frames of each scene; default: all.
         questions (`int`): Questions about each scene, at most.
         difficulties (`Sequence[str]`): Levels to take scenes from, in turn.
+        task_weights (`Mapping[str, float]`, *optional*): As in `ShapesConfig`.
         start (`int`): First scene.
         seed (`int`): Seed of the scenes.
     """
@@ -141,11 +144,13 @@ class ShapesLessons(Dataset):
         frames: int | None = None,
         questions: int = 4,
         difficulties: Sequence[str] = ("easy", "middle", "middle", "middle"),
+        task_weights: Mapping[str, float] | None = None,
         start: int = FIRST_LESSON_SCENE,
         seed: int = 0,
     ):
         self.length, self.size, self.fps, self.frames, self.questions = length, size, fps, frames, questions
-        self.difficulties, self.start, self.seed = tuple(difficulties), start, seed
+        self.difficulties, self.task_weights = tuple(difficulties), task_weights
+        self.start, self.seed = start, seed
 
     def __len__(self) -> int:
         return self.length
@@ -158,26 +163,29 @@ class ShapesLessons(Dataset):
         if self.frames is not None:
             rng = np.random.default_rng([self.seed, self.start + index])
             times = np.sort(rng.choice(times, self.frames, replace=False))
-        rows = make_rows(scene, self.questions, video="rendered") or make_rows(scene, 1, {"dvc": 1.0}, video="rendered")
-        texts = [row["question"] for row in rows]
-        about = [question_labels(scene, text) for text in texts]
+        rows = make_rows(scene, self.questions, self.task_weights, "rendered")
+        rows = rows or make_rows(scene, 1, {"dvc": 1.0}, "rendered")
+        frames = render_frames(scene, times, self.size)
+        about = [question_labels(scene, row["question"]) for row in rows]
+        video = {"frames": frames, "timestamps": times}
         return {
-            "pixels": render_frames(scene, times, self.size),
+            "pixels": frames,
             **frame_labels(scene, times),
-            "questions": texts,
+            "rows": [{**row, "video": video} for row in rows],
             **{name: np.stack([labels[name] for labels in about]) for name in about[0]},
         }
 
 
 def collate_lessons(items: Sequence[dict]) -> LessonBatch:
     """Pack the frames and questions of several scenes."""
-    names = [name for name in items[0] if name not in ("pixels", "questions")]
+    names = [name for name in items[0] if name not in ("pixels", "rows")]
     joined = {name: torch.from_numpy(np.concatenate([item[name] for item in items])) for name in names}
     return LessonBatch(
         pixels=torch.from_numpy(np.concatenate([item["pixels"] for item in items])).permute(0, 3, 1, 2),
         num_frames=torch.tensor([len(item["pixels"]) for item in items]),
-        questions=[text for item in items for text in item["questions"]],
-        video_index=torch.tensor([place for place, item in enumerate(items) for _ in item["questions"]]),
+        questions=[row["question"] for item in items for row in item["rows"]],
+        video_index=torch.tensor([place for place, item in enumerate(items) for _ in item["rows"]]),
+        rows=[row for item in items for row in item["rows"]],
         **joined,
     )
 

@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Warm-up of a model from nothing on the shapes world: what pretraining gives the paper's tower and Q-Former.
 
-Three lessons with dense targets from the renderer, each about a larger part of the model:
+Four lessons with dense targets from the renderer, each about a larger part of the model:
 
     patches   the tower:                      what lies in this patch?
     frames    + the connector:                how does the object look that the question names?
     states    + the text model's frame block: what is it doing now, and is that what the question asks for?
+    words     the whole model:                the SFT loss, while the frame states go on answering the third lesson
 
-The heads that answer are thrown away; the SFT that follows trains the model itself.
+Without the last one the first steps of SFT, whose gradients come from text that is still random, undo the third. The
+heads that answer are thrown away; the SFT that follows trains the model itself.
 """
 
 import logging
@@ -25,11 +27,13 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.collators import SFTCollator
 from ..data.shapes_lessons import COLOUR_NAMES, EVENT_KINDS, SHAPE_NAMES, LessonBatch, ShapesLessons, collate_lessons
 
 
 logger = logging.getLogger(__name__)
 
+LESSONS = ("patches", "frames", "states", "words")
 LOOKS = len(COLOUR_NAMES) + 1  # the colours, and the white of a flash
 PATCH_PARTS = {"look": LOOKS + 1, "shape": len(SHAPE_NAMES) + 1, "dark_big": 2, "centre": 2}
 WORDS = len(COLOUR_NAMES) + len(SHAPE_NAMES) + len(EVENT_KINDS)
@@ -41,6 +45,7 @@ STATE_PARTS = {
     "active": 1, "doing": len(EVENT_KINDS), "asked": len(EVENT_KINDS), "colour": len(COLOUR_NAMES),
     "shape": len(SHAPE_NAMES),
 }  # fmt: skip
+MAX_ORDER = 6  # events told apart by their order
 OBJECT_REACH = (0.16, 0.24)  # canvases from a centre to the patches that show a normal and a big object
 OTHERS_WEIGHT = 0.2  # of objects that the question does not name
 
@@ -50,11 +55,12 @@ class WarmupOptions:
     """Steps and sizes of the lessons.
 
     Args:
-        patches, frames, states (`int`): Steps of each lesson.
+        patches, frames, states, words (`int`): Steps of each lesson.
         batch_size (`int`): Videos in a step of the first two lessons; 4 random frames of each are shown.
-        video_batch_size (`int`): Videos in a step of the third lesson, shown whole.
+        video_batch_size (`int`): Videos in a step of the last two lessons, shown whole.
         questions (`int`): Questions about each video.
         learning_rate (`float`): Of the first lesson; half of it is used for the others.
+        task_weights (`dict[str, float]`, *optional*): Shares of the tasks in the last lesson.
         fps (`float`): Frames per second.
         num_workers (`int`): Processes that render.
     """
@@ -62,10 +68,12 @@ class WarmupOptions:
     patches: int = 1000
     frames: int = 800
     states: int = 1200
+    words: int = 2500
     batch_size: int = 32
     video_batch_size: int = 10
     questions: int = 3
     learning_rate: float = 2e-3
+    task_weights: dict[str, float] | None = None
     fps: float = 2.0
     num_workers: int = 1
 
@@ -141,6 +149,18 @@ def frame_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, frames: torch
     }
 
 
+def matched_events(batch: LessonBatch) -> torch.Tensor:
+    """Which events of the objects that a question names go on in each frame: `(Q, T, K, kinds)`."""
+    per_video = batch.doing.split(batch.num_frames.tolist())
+    doing = pad_sequence([per_video[video] for video in batch.video_index.tolist()], batch_first=True)
+    return doing & batch.matched[:, None, :, None]
+
+
+def asked_events(batch: LessonBatch) -> torch.Tensor:
+    """Those of them that are of a kind the question names: `(Q, T, K, kinds)`."""
+    return matched_events(batch) & batch.asked[:, None, None, :]
+
+
 def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the named object is doing in each frame, whether the question asks for it, and who does what is asked for.
 
@@ -149,10 +169,8 @@ def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.T
         batch (`LessonBatch`): The truth.
         mask (`torch.BoolTensor` of shape `(Q, T)`): True on real frames.
     """
-    per_video = batch.doing.split(batch.num_frames.tolist())
-    doing = pad_sequence([per_video[video] for video in batch.video_index.tolist()], batch_first=True)  # (Q, T, K, E)
-    doing = doing & batch.matched[:, None, :, None]
-    asked = doing & batch.asked[:, None, None, :]
+    doing = matched_events(batch)
+    asked = asked_events(batch)
     actors = asked.any(-1)  # (Q, T, K)
     alone = mask & (actors.sum(-1) == 1)
     first = batch.num_frames.cumsum(0) - batch.num_frames  # an object's own colour and shape never change
@@ -174,6 +192,25 @@ def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.T
     }
 
 
+def order_loss(logits: torch.Tensor, batch: LessonBatch, mask: torch.Tensor) -> torch.Tensor:
+    """The how-manieth of the asked events goes on in each frame, in the order of their starts.
+
+    Args:
+        logits (`torch.Tensor` of shape `(Q, T, MAX_ORDER)`): Predictions.
+        batch (`LessonBatch`): The truth.
+        mask (`torch.BoolTensor` of shape `(Q, T)`): True on real frames.
+    """
+    asked = asked_events(batch)  # (Q, T, K, E)
+    begins = asked & ~F.pad(asked, (0, 0, 0, 0, 1, 0))[:, :-1]
+    # ordinal of the latest start of each object and kind: starts before it, plus those at its own frame that come first
+    flat = begins.flatten(2)  # (Q, T, K * E)
+    number = flat.flatten(1).long().cumsum(1).view_as(flat)
+    latest = torch.where(flat, number, 0).cummax(1).values
+    current = torch.where(asked.flatten(2), latest, 0)  # (Q, T, K * E), 0 where nothing goes on
+    target = (current[..., None] == torch.arange(1, MAX_ORDER + 1)).any(2)  # (Q, T, MAX_ORDER)
+    return F.binary_cross_entropy_with_logits(logits[mask], target[mask].float())
+
+
 class Warmup:
     """Runs the lessons on a model; `run` returns the last values of each.
 
@@ -187,12 +224,14 @@ class Warmup:
     def __init__(self, model, processor, options: WarmupOptions, seed: int = 0, bf16: bool = False):
         config = model.config
         self.model, self.processor, self.options, self.seed, self.bf16 = model, processor, options, seed, bf16
+        self.collator = SFTCollator(processor, fps=options.fps)
         torch.manual_seed(seed)
         self.heads = nn.ModuleDict(
             {
                 "patches": _Heads(config.vision_config.hidden_size, PATCH_PARTS),
                 "frames": _Heads(config.text_config.hidden_size, FRAME_PARTS),
                 "states": _Heads(config.text_config.hidden_size, STATE_PARTS),
+                "words": _Heads(config.text_config.hidden_size, {"order": MAX_ORDER}),
             }
         )
 
@@ -233,10 +272,29 @@ class Warmup:
         outputs = core._run_text_model(embeds, mask.long(), positions, None, mask)
         return state_loss(self.heads["states"](outputs.hidden_states[-2]), batch, mask)
 
+    def words(self, batch: LessonBatch) -> dict[str, torch.Tensor]:
+        """The last lesson's losses: those of SFT, and of the third lesson on the same frame states."""
+        states = []
+        hook = self.model.frame_head.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0]))
+        try:
+            outputs = self.model(**self.collator(batch.rows))
+        finally:
+            hook.remove()
+        seen = state_loss(self.heads["states"](states[0]), batch, outputs.frame_mask)
+        order = order_loss(self.heads["words"](states[0])["order"], batch, outputs.frame_mask)
+        config = self.model.config
+        return {
+            "lm": outputs.lm_loss,
+            "grounding": config.grounding_weight * outputs.grounding_loss,
+            "consistency": config.consistency_weight * outputs.consistency_loss,
+            "order": 3 * order,
+            **seen,
+        }
+
     def run(self, output_dir: str | None = None) -> dict[str, float]:
         """All lessons that are not done yet; weights are kept after each, so that a killed run goes on after it."""
         options, results, start = self.options, {}, 0
-        for lesson in ("patches", "frames", "states"):
+        for lesson in LESSONS:
             steps = getattr(options, lesson)
             kept = Path(output_dir) / f"warmup-{lesson}.safetensors" if output_dir else None
             if kept and kept.is_file():
@@ -253,18 +311,21 @@ class Warmup:
         return results
 
     def _lesson(self, lesson: str, steps: int, start: int) -> dict[str, float]:
-        options, whole = self.options, lesson == "states"
+        options, whole = self.options, lesson in ("states", "words")
         size = options.video_batch_size if whole else options.batch_size
         data = ShapesLessons(
             steps * size, self.model.config.vision_config.image_size, options.fps, None if whole else 4,
             1 if lesson == "patches" else options.questions, seed=self.seed, start=1_000_000 + start,
+            task_weights=options.task_weights if lesson == "words" else None,
+            **({"difficulties": ("middle",)} if lesson == "words" else {}),
         )  # fmt: skip
         loader = DataLoader(data, size, num_workers=options.num_workers, collate_fn=collate_lessons)
         core = self.model.model
         tower = [] if whole else [core.vision_tower]
         core.vision_tower.requires_grad_(not whole)
-        parts = {"patches": [], "frames": [core.connector], "states": [core.connector, core.language_model]}[lesson]
-        parameters = [p for part in (*tower, *parts, self.heads) for p in part.parameters()]
+        parts = {"patches": [], "frames": [core.connector], "states": [core.connector, core.language_model]}
+        trained = [*tower, *parts.get(lesson, [self.model]), self.heads]
+        parameters = [p for part in trained for p in part.parameters() if p.requires_grad]
         rate = options.learning_rate if lesson == "patches" else options.learning_rate / 2
         optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
         warm = min(100, steps // 4 + 1)
