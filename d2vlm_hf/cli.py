@@ -29,7 +29,7 @@ FORWARDED = {
     "fpo": ("training.run_fpo", "train on preferences: --config FILE.yaml [--option value ...]"),
     "make-preferences": ("data.build", "make preference data: --config FILE.yaml [--option value ...]"),
     "evaluate": ("evaluation.run", "evaluate a model: --config FILE.yaml [--option value ...]"),
-    "demo": ("demo", "open the web page"),
+    "demo": ("demo", "serve a web page that answers questions about videos"),
 }
 # Optional packages -> the extra that installs them.
 EXTRAS = {

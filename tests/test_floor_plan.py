@@ -28,6 +28,7 @@ FLOORS = {
         "training.run",
     ],
     6: [
+        "demo",
         "training.fpo_trainer",
         "training.sft_trainer",
     ],
@@ -36,6 +37,7 @@ FLOORS = {
         "data.build",
         "hub.convert",
         "training.grounding_mixin",
+        "training.teacher_forced",
     ],
     4: [
         "model.pipeline_d2vlm",
@@ -116,6 +118,7 @@ FLOORS = {
         "hub.original_weights",
         "hub.records",
         "training.configs",
+        "training.muon",
     ],
 }
 PLAN = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
