@@ -59,6 +59,7 @@ FLOORS = {
         "evaluation.moment_retrieval",
         "evaluation.multiple_choice",
         "evaluation.shapes_benchmark",
+        "hub.render_cards",
     ],
     2: [
         "model.backbone_d2vlm",
@@ -71,6 +72,8 @@ FLOORS = {
         "evaluation.dense_metrics",
         "evaluation.etbench_tasks",
         "hub.cards",
+        "hub.measured",
+        "hub.pictures",
     ],
     1: [
         "model.answers_d2vlm",

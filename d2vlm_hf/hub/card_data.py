@@ -177,6 +177,8 @@ class ConvertedCardInfo:
         license_name (`str`, *optional*): Name of the licence of the weights.
         license_link (`str`, *optional*): Where its text is.
         run (`RunRecord`, *optional*): The conversion.
+        notes (`Sequence[str]`): What the conversion had to decide.
+        figures (`bool`): Whether the paper's figures are shown: only beside the weights that they were measured on.
         example_question (`str`): Question of the quick start.
         license (`str`): Always "other": the weights keep the licences of their origin.
     """
@@ -190,6 +192,8 @@ class ConvertedCardInfo:
     license_name: str | None = None
     license_link: str | None = None
     run: RunRecord | None = None
+    notes: Sequence[str] = ()
+    figures: bool = True
     example_question: str = "When does the man open the door?"
     license: Literal["other"] = "other"
 
@@ -256,7 +260,7 @@ class DatasetCardInfo:
     def from_rows(
         cls, repo_id: str, splits: Mapping[str, Iterable[Mapping[str, Any]]], **facts: Any
     ) -> "DatasetCardInfo":
-        """Count the rows and take the first of each kind as its example.
+        """Count the rows and take the first of each kind that has an event as its example, or else the first.
 
         Args:
             repo_id (`str`): Where the data set will be.
@@ -269,7 +273,7 @@ class DatasetCardInfo:
         counts: dict[str, int] = {}
         tasks: dict[str, int] = {}
         kinds: dict[tuple[str, str], int] = {}
-        examples: dict[tuple[str, ...], Example] = {}
+        examples: dict[tuple[str, ...], tuple[bool, Example]] = {}
         for split, rows in splits.items():
             counts[split] = 0
             for row in rows:
@@ -279,14 +283,15 @@ class DatasetCardInfo:
                 if kind[1]:
                     kinds[kind] = kinds.get(kind, 0) + 1
                 key = kind if kind[1] else (task,)
-                if key not in examples:
-                    examples[key] = _example(row, kind)
+                eventful = bool(row["spans"])
+                if key not in examples or eventful > examples[key][0]:
+                    examples[key] = (eventful, _example(row, kind))
         return cls(
             repo_id=repo_id,
             splits=counts,
             tasks=dict(sorted(tasks.items())),
             kinds=dict(sorted(kinds.items())),
-            examples=[examples[key] for key in sorted(examples)],
+            examples=[examples[key][1] for key in sorted(examples)],
             **facts,
         )
 

@@ -153,9 +153,10 @@ def render_converted_card(info: ConvertedCardInfo) -> ModelCard:
         title=info.title or info.repo_id.split("/")[-1],
         source=info.source,
         quick_start=_model_quick_start(info.repo_id, None, info.example_question),
-        published=PUBLISHED_FIGURES,
+        published=PUBLISHED_FIGURES if info.figures else (),
         origin=_cells((name, value) for name, value in origin.items() if value),
         command=info.run and info.run.command,
+        notes=list(info.notes),
         limits=list(MODEL_LIMITS),
         licence=f"{_licence('Each part of the weights stays under', info)} {READ_LICENCES} {CODE_LICENCE}",
     )

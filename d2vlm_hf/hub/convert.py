@@ -8,7 +8,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from ..model.modeling_d2vlm import D2VLMForConditionalGeneration
 from ..model.pipeline_d2vlm import complete_checkpoint
 from ..model.processing_d2vlm import D2VLMProcessor
 from ..model.video_processing_d2vlm import D2VLMVideoProcessor
+from .card_data import ConvertedCardInfo
+from .cards import render_converted_card
 from .key_maps import (
     ConversionReport,
     choose_token_ids,
@@ -33,6 +35,7 @@ from .key_maps import (
     translate_config,
 )
 from .original_weights import Weights, fetch, open_weights
+from .records import collect_run_record, strip_paths
 
 
 logger = logging.getLogger(__name__)
@@ -240,6 +243,7 @@ def convert_checkpoint(
         _save_generation_config(Path(staging), folder, plan.config, processor)
         if processor is not None:
             complete_checkpoint(staging, processor)
+            _write_card(Path(staging), dst.name, report)
         _move_into(Path(staging), dst)
     return report
 
@@ -400,6 +404,22 @@ def _save_generation_config(
     pad = text.pad_token_id if text.pad_token_id is not None else next(iter(ends), None)
     end = ends[0] if len(ends) == 1 else ends or None
     GenerationConfig(bos_token_id=text.bos_token_id, pad_token_id=pad, eos_token_id=end).save_pretrained(folder)
+
+
+def _write_card(folder: Path, name: str, report: ConversionReport) -> None:
+    """The card, without which nothing can be pushed; the paper's figures stand beside D2VLM-Phi3 alone."""
+    record = collect_run_record("conversion", command=["d2vlm", "convert", report.source, name])
+    card = render_converted_card(
+        ConvertedCardInfo(
+            repo_id=name,
+            source=f"`{strip_paths(report.source)}`",
+            base_model=report.source,
+            run=replace(record, git_commit=None, device=None),
+            notes=report.notes,
+            figures=(report.family, report.text_model) == ("d2vlm", "phi3"),
+        )
+    )
+    card.save(folder / "README.md")
 
 
 def _move_into(staging: Path, dst: Path) -> None:

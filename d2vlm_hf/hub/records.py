@@ -13,12 +13,13 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 
 PACKAGES = ("d2vlm_hf", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "huggingface_hub")
+RECORD_FILE = "run_record.json"  # beside the card of a run
 HIDDEN = "TOKEN"  # stands in a shown command for a token of the user
 
 # an absolute path inside a text: not the `//` of a URL and not the `/` of a relative path
@@ -95,6 +96,40 @@ class CurveLog:
                 f"Curve {self.name!r} has {len(self.steps)} steps and {len(self.values)} values; every value belongs "
                 "to one step. Log both together."
             )
+
+
+def write_run_record(record: RunRecord, folder: str | os.PathLike[str]) -> Path:
+    """Keep what is known of a run beside its card, as `run_record.json`.
+
+    Args:
+        record (`RunRecord`): The run.
+        folder (`str`): Folder of the card.
+
+    Returns:
+        `Path`: The file; what is not known is left out of it.
+    """
+    known = {name: value for name, value in asdict(record).items() if value not in (None, {})}
+    path = Path(folder) / RECORD_FILE
+    path.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def read_run_record(facts: Mapping[str, Any]) -> RunRecord:
+    """Return the record of a run from the content of its file.
+
+    Args:
+        facts (`Mapping`): What `run_record.json` holds.
+
+    Returns:
+        `RunRecord`: The record.
+
+    Raises:
+        ValueError: If a fact is none that a record has, or the stage is missing.
+    """
+    known = [item.name for item in fields(RunRecord)]
+    if not isinstance(facts, Mapping) or "stage" not in facts or set(facts) - set(known):
+        raise ValueError(f"{facts!r} is no record of a run: it has a stage, and of other facts only {known[1:]}.")
+    return RunRecord(**facts)
 
 
 def describe_seconds(seconds: float) -> str:
@@ -298,6 +333,7 @@ def plot_curves(curves: Sequence[CurveLog], path: str | os.PathLike[str]) -> Pat
 
 
 __all__ = [
+    "RECORD_FILE",
     "CurveLog",
     "RunRecord",
     "collect_run_record",
@@ -306,5 +342,7 @@ __all__ = [
     "describe_seconds",
     "hash_config",
     "plot_curves",
+    "read_run_record",
     "strip_paths",
+    "write_run_record",
 ]
