@@ -157,8 +157,8 @@ def test_from_runs_to_a_card_that_can_be_pushed(tmp_path: Path, run_folder: Path
         ("accuracy (Referred action recognition)", 40.0),
     ]
     for line in (
-        "| Shapes, middle difficulty (test) | Temporal video grounding | mIoU | **80.0** | 75.0 to 85.0 | 10.0 | 20.0 | "
-        "clean; greedy |",
+        "Data: Shapes, middle difficulty (test). Protocol: clean; greedy.",
+        "| Temporal video grounding | mIoU | **80.0** | 75.0 to 85.0 | 10.0 | 20.0 |",
         "| Parameters | 0.01 M |",
         "| Language model | qwen2, 6 layers |",
         "| Sampling | 2 fps |",

@@ -101,6 +101,7 @@ def render_model_card(info: ModelCardInfo) -> ModelCard:
         eval_results=[result.to_eval_result() for result in info.results] or None,
     )
     blind = list(dict.fromkeys(name for result in info.results for name in result.blind))
+    results, shared = _results_table(info.results, blind)
     return _render(
         ModelCard,
         data,
@@ -113,7 +114,8 @@ def render_model_card(info: ModelCardInfo) -> ModelCard:
             info.repo_id, info.example_video, info.example_question, bases[0] if info.adapter and bases else None
         ),
         example_output=info.example_output and json.dumps(info.example_output, indent=2, ensure_ascii=False),
-        results=_results_table(info.results, blind),
+        results=results,
+        shared=shared,
         blind=blind,
         results_note=info.results_note,
         runs=list(info.runs),
@@ -279,10 +281,13 @@ def _preference_notice(run: RunRecord) -> str | None:
     return f"**{run.stage} against a reference model (`reference_free=False`).** The FPO of the paper has none."
 
 
-def _results_table(results: Sequence[Result], blind: Sequence[str]) -> list[list[str]]:
-    """Lay the results out: a header, a rule, and a row for each; columns without any value are left out."""
+def _results_table(results: Sequence[Result], blind: Sequence[str]) -> tuple[list[list[str]], dict[str, str]]:
+    """Lay the results out: a header, a rule, and a row for each; columns without any value are left out.
+
+    Data and protocol that all results share are returned beside the table instead of in each of its rows.
+    """
     if not results:
-        return []
+        return [], {}
     columns = {
         "Data": [f"{r.dataset_name or r.dataset}{f' ({r.split})' if r.split else ''}" for r in results],
         "Task": [r.task for r in results],
@@ -295,9 +300,14 @@ def _results_table(results: Sequence[Result], blind: Sequence[str]) -> list[list
     for name in blind:
         columns[f"blind: {name}"] = [f"{r.blind[name]:.{r.digits}f}" if name in r.blind else "" for r in results]
     columns["Protocol"] = ["; ".join(part for part in (r.protocol, r.settings) if part) for r in results]
+    shared = {
+        name: columns.pop(name)[0]
+        for name in ("Data", "Protocol")
+        if len(results) > 1 and any(columns[name]) and len(set(columns[name])) == 1
+    }
     shown = {_cell(name): [_cell(value) for value in values] for name, values in columns.items() if any(values)}
     rule = ["---:" if name.startswith(("Value", "95", "blind")) else "---" for name in shown]
-    return [list(shown), rule, *map(list, zip(*shown.values(), strict=True))]
+    return [list(shown), rule, *map(list, zip(*shown.values(), strict=True))], shared
 
 
 def _counts_table(splits: Mapping[str, int], tasks: Mapping[str, int]) -> list[list[str]]:
