@@ -35,6 +35,7 @@ FLOORS = {
     5: [
         "commands.ground",
         "data.build",
+        "evaluation.run",
         "hub.convert",
         "training.grounding_mixin",
         "training.teacher_forced",
@@ -43,7 +44,8 @@ FLOORS = {
         "model.pipeline_d2vlm",
         "commands.check_data",
         "data.preference",
-        "evaluation.run",
+        "evaluation.plots",
+        "evaluation.report",
         "training.scratch",
         "training.warmup",
     ],

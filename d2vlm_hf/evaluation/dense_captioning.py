@@ -233,7 +233,7 @@ def score(
     if "METEOR" in skipped:
         skipped["SODA_c"] = f"built on METEOR, which {skipped['METEOR']}"
     per_row = [
-        {**identity(row), **result, "failed": result["reason"] is not None}
+        {**identity(row), "score": result["F1"], **result, "failed": result["reason"] is not None}
         for row, result in zip(rows, per_row, strict=True)
     ]
     header = {"benchmark": benchmark, "protocol": protocol, "unit": "fraction", "total": len(rows)}

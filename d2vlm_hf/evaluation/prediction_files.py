@@ -25,8 +25,10 @@ class PredictionFile:
     def __init__(self, path: str | os.PathLike, settings: Mapping[str, Any]):
         self.path = Path(path)
         wanted = json.loads(json.dumps({"settings": dict(settings)}))
-        if not self.path.exists():
+        whole = self._whole_lines()
+        if not whole:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_bytes(b"")
             self._append(wanted)
             return
         header, _ = _read(self.path)
@@ -40,13 +42,11 @@ class PredictionFile:
                 f"{self.path} holds predictions made with other settings ({', '.join(differing)} differ). Use another "
                 "output folder, or delete the file."
             )
-        self._drop_cut_line()
+        os.truncate(self.path, whole)
 
-    def _drop_cut_line(self) -> None:
-        data = self.path.read_bytes()
-        if not data.endswith(b"\n"):
-            with self.path.open("r+b") as file:
-                file.truncate(data.rfind(b"\n") + 1)
+    def _whole_lines(self) -> int:
+        """Number of bytes of the file up to the end of its last whole line."""
+        return self.path.read_bytes().rfind(b"\n") + 1 if self.path.exists() else 0
 
     def _append(self, record: Mapping[str, Any]) -> None:
         with self.path.open("ab") as file:

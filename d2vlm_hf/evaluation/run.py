@@ -2,21 +2,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation from rows to a table: `d2vlm evaluate --config X.yaml`.
 
-    model -> predictions (resumable JSON lines, one shard a process) -> metrics -> JSON and a table
+    model -> predictions (resumable JSON lines, one shard a process) -> metrics -> JSON, a table, figures, card metadata
 
-Decoding is greedy unless `generate_kwargs` says otherwise, so two runs give the same bytes.
+Decoding is greedy unless `generate_kwargs` says otherwise, so two runs give the same bytes, also when one of them was
+killed and resumed, or ran in several processes.
 """
 
+import hashlib
 import importlib
+import importlib.util
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
+from huggingface_hub.repocard_data import yaml_dump
 from tqdm.auto import tqdm
 from transformers import pipeline
 from trl import TrlParser
@@ -24,9 +30,11 @@ from trl import TrlParser
 from ..bundled import bundled_checkpoint
 from ..data.shapes import ShapesConfig, blind_controls, generate
 from ..data.sources import load_rows
+from ..hub.cards import write_eval_results
 from .benchmarks import load_annotations
+from .plots import draw_figures
 from .prediction_files import PredictionFile, read_predictions
-from .statistics import paired_difference
+from .report import card_metadata, card_results, compare, headlines, parts_of, table
 
 
 logger = logging.getLogger(__name__)
@@ -43,6 +51,8 @@ SCORERS = {
     "mvbench": "multiple_choice",
     "video_mme": "multiple_choice",
 }
+# What a running score leaves out, since it takes long: scorer -> options of its `score`.
+QUICK = {"etbench": {"captions": False, "similarity": False}, "dense_captioning": {"captions": False}}
 
 
 @dataclass
@@ -75,7 +85,9 @@ class EvaluationArguments:
     generate_kwargs: dict[str, Any] = field(default_factory=dict, metadata={"help": "More for `generate`."})
     batch_size: int = field(default=8, metadata={"help": "Videos at a time."})
     limit: int | None = field(default=None, metadata={"help": "Only the first rows."})
-    seed: int = field(default=0, metadata={"help": "Of the blind controls and the bootstrap."})
+    seed: int = field(default=0, metadata={"help": "Of sampled decoding, the blind controls and the comparison."})
+    figures: bool = field(default=True, metadata={"help": "Draw figures into the output folder (needs matplotlib)."})
+    examples: int = field(default=3, metadata={"help": "Timelines drawn of the best and of the worst answers."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that a Hub model brings along."})
 
     def __post_init__(self) -> None:
@@ -120,18 +132,82 @@ def evaluate(
     return {"benchmark": benchmark, "protocol": protocol, "metrics": summary, "rows": per_row}
 
 
-def predict(pipe, rows: Sequence[Mapping[str, Any]], file: PredictionFile, batch_size: int = 8, **options: Any) -> None:
-    """Answer the rows that a file of predictions still lacks, a few videos at a time, with a progress bar."""
-    done = file.read()
-    missing = [row for row in rows if str(row["id"]) not in done]
-    bar = tqdm(total=len(rows), initial=len(rows) - len(missing), desc=file.path.stem, unit="row")
-    with bar:
-        for start in range(0, len(missing), batch_size):
-            part = missing[start : start + batch_size]
-            inputs = [{key: row.get(key) for key in ("video", "question", "question_spans")} for row in part]
-            for row, result in zip(part, pipe(inputs, batch_size=batch_size, **options), strict=True):
-                file.add(str(row["id"]), result)
-            bar.update(len(part))
+class RunningScore:
+    """The headline of the rows answered so far, for a progress bar: mean score of each task, then of the tasks.
+
+    Args:
+        benchmark (`str`): One of `SCORERS`.
+        protocol (`str`): As in [`evaluate`]. Captions are not scored.
+    """
+
+    def __init__(self, benchmark: str, protocol: str = "clean"):
+        self.benchmark, self.protocol = benchmark, protocol
+        self._scores: dict[str, list[float]] = {}
+
+    def add(self, rows: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]]) -> float | None:
+        """Score more rows and return the mean so far; None where rows have no score of their own."""
+        if rows:
+            quick = QUICK.get(SCORERS[self.benchmark], {})
+            for row in evaluate(self.benchmark, rows, predictions, self.protocol, **quick)["rows"]:
+                if row.get("score") is not None:
+                    self._scores.setdefault(row["task"], []).append(row["score"])
+        return float(np.mean([np.mean(scores) for scores in self._scores.values()])) if self._scores else None
+
+
+def predict(
+    pipe,
+    rows: Sequence[Mapping[str, Any]],
+    file: PredictionFile,
+    batch_size: int = 8,
+    process: tuple[int, int] = (0, 1),
+    running: RunningScore | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> None:
+    """Answer the rows that a file of predictions still lacks, a batch at a time, with a progress bar.
+
+    The batches are cut from all rows before anything is left out, since the last digits of a score depend on what else
+    is in its batch: an answer is the same in whatever process, and before or after a kill.
+
+    Args:
+        pipe: The "video-grounding" pipeline.
+        rows (`Sequence[Mapping]`): All rows, of every process.
+        file (`PredictionFile`): Where the predictions go.
+        batch_size (`int`): Rows at a time.
+        process (`tuple[int, int]`): Index of this process and number of processes, which take turns by batch.
+        running (`RunningScore`, *optional*): What the progress bar shows; only the first process has a bar.
+        seed (`int`): Of sampled decoding, together with the number of the batch.
+        **options: For the pipeline.
+    """
+    index, count = process
+    batches = [(n, rows[n * batch_size : (n + 1) * batch_size]) for n in range(-(-len(rows) // batch_size))]
+    own, done = batches[index::count], file.read()
+    answered = [row for _, batch in own for row in batch if str(row["id"]) in done]
+    total = sum(len(batch) for _, batch in own)
+    with tqdm(total=total, initial=len(answered), desc=file.path.stem, unit="row", disable=index > 0) as bar:
+        _show(bar, running, answered, [done[str(row["id"])] for row in answered])
+        for number, batch in own:
+            lacking = [n for n, row in enumerate(batch) if str(row["id"]) not in done]
+            if not lacking:
+                continue
+            if options.get("generate_kwargs", {}).get("do_sample"):
+                torch.manual_seed(seed + number)
+            inputs = [{key: row.get(key) for key in ("video", "question", "question_spans")} for row in batch]
+            answers = list(pipe(inputs, batch_size=batch_size, **options))
+            for n in lacking:
+                file.add(str(batch[n]["id"]), answers[n])
+            _show(bar, running, [batch[n] for n in lacking], [answers[n] for n in lacking])
+            bar.update(len(lacking))
+
+
+def _show(bar: tqdm, running: RunningScore | None, rows: Sequence[Mapping], predictions: Sequence[Mapping]) -> None:
+    """Put the running score behind the bar."""
+    score = running.add(rows, predictions) if running else None
+    if score is not None:
+        bar.set_postfix(score=f"{score:.3f}", refresh=False)
+
+
+# ---- what is evaluated -----------------------------------------------------------------------------------------------
 
 
 def _rows(arguments: EvaluationArguments) -> list[dict[str, Any]]:
@@ -144,64 +220,175 @@ def _rows(arguments: EvaluationArguments) -> list[dict[str, Any]]:
     elif arguments.benchmark == "shapes":
         rows = load_rows(arguments.dataset, arguments.dataset_split, arguments.video_root)
     else:
-        rows = load_annotations(arguments.benchmark, arguments.dataset, arguments.prompt)
-        root = Path(arguments.video_root or Path(arguments.dataset).parent)
-        rows = [{**row, "video": str(root / row["video"])} for row in rows]
-    return list(rows)[: arguments.limit]
+        source = Path(arguments.dataset)
+        files = sorted(source.glob("*.json")) if source.is_dir() else [source]
+        rows = load_annotations(arguments.benchmark, files, arguments.prompt)
+        root = Path(arguments.video_root or (source if source.is_dir() else source.parent))
+        rows = _distinct([{**row, "video": str(root / row["video"])} for row in rows])
+    rows = list(rows)[: arguments.limit]
+    ids = [str(row["id"]) for row in rows]
+    if len(set(ids)) < len(ids):
+        twice = next(row_id for row_id in ids if ids.count(row_id) > 1)
+        raise ValueError(
+            f"the id {twice!r} stands for {ids.count(twice)} rows, which would share one prediction. Give each row its "
+            "own id."
+        )
+    return rows
 
 
-def _settings(arguments: EvaluationArguments, model: str) -> dict[str, Any]:
-    """What decides the predictions; names of folders only, no path of a machine."""
-    names = ("benchmark", "prompt", "fps", "max_frames", "max_new_tokens", "generate_kwargs", "shapes", "limit")
-    known = asdict(arguments)
-    return {"model": Path(model).name, **{name: known[name] for name in names}}
+def _distinct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a published file, whose ids may only be unique within their task and source."""
+    if len({row["id"] for row in rows}) == len(rows):
+        return rows
+    return [{**row, "id": f"{row['task']}/{row['source']}/{row['id']}"} for row in rows]
+
+
+def _digest(parts: Iterable[Any]) -> str:
+    """16 hex digits for a sequence of bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _rows_digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of what the model is asked; the videos by the name of their file."""
+    asked = ([row["id"], row["question"], row.get("question_spans"), _video_name(row["video"])] for row in rows)
+    return _digest(json.dumps(part).encode() for part in asked)
+
+
+def _video_name(video: Any) -> str | None:
+    path = video.get("path") if isinstance(video, Mapping) else video
+    return Path(str(path)).name if path else None
+
+
+def _weights_digest(model: torch.nn.Module) -> str:
+    """Of the weights: a folder may be trained further under the same name."""
+    tensors = (tensor.detach().cpu().contiguous().reshape(-1) for tensor in model.state_dict().values())
+    return _digest(tensor.view(torch.uint8).numpy() for tensor in tensors)
+
+
+def _name(source: str) -> str:
+    """A Hub id as it is, of a file or folder its name."""
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
+def _data_settings(arguments: EvaluationArguments) -> dict[str, Any]:
+    """What is evaluated on; names only, no path of a machine."""
+    dataset = _name(arguments.dataset) if arguments.dataset else None
+    split = arguments.dataset_split if dataset and not Path(dataset).suffix else None
+    known = {name: getattr(arguments, name) for name in ("benchmark", "prompt", "shapes", "limit")}
+    return {**known, "dataset": dataset, "dataset_split": split}
+
+
+def _model_settings(arguments: EvaluationArguments, name: str, pipe) -> dict[str, Any]:
+    """What decides the predictions of a model."""
+    videos = pipe.processor.video_processor
+    return {
+        "model": _name(name),
+        "weights": _weights_digest(pipe.model),
+        "dtype": str(pipe.model.dtype).removeprefix("torch."),
+        "fps": arguments.fps or videos.fps,
+        "max_frames": arguments.max_frames or videos.max_frames,
+        **{key: getattr(arguments, key) for key in ("max_new_tokens", "generate_kwargs", "batch_size", "seed")},
+    }
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------------
+
+
+def _predictions(
+    arguments: EvaluationArguments, variants: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Ask the model for every variant of the rows, or name the files of predictions that are given."""
+    settings = _data_settings(arguments)
+    if arguments.predictions:
+        names = [Path(path).name for path in arguments.predictions]
+        return {**settings, "predictions": names}, {"model": arguments.predictions}
+    state, name, files = PartialState(), arguments.model or bundled_checkpoint(), {}
+    pipe = pipeline("video-grounding", model=name, trust_remote_code=arguments.trust_remote_code, device=state.device)
+    settings |= _model_settings(arguments, name, pipe)
+    options = {key: getattr(arguments, key) for key in ("fps", "max_frames", "max_new_tokens", "generate_kwargs")}
+    for variant, rows in variants.items():
+        stem = Path(arguments.output_dir) / f"predictions-{variant}"
+        files[variant] = [f"{stem}-{rank:03d}.jsonl" for rank in range(state.num_processes)]
+        header = {**settings, "variant": variant, "rows": _rows_digest(rows)}
+        predict(
+            pipe,
+            rows,
+            PredictionFile(files[variant][state.process_index], header),
+            arguments.batch_size,
+            process=(state.process_index, state.num_processes),
+            running=RunningScore(arguments.benchmark, arguments.protocol) if state.is_main_process else None,
+            seed=arguments.seed,
+            **options,
+        )
+    state.wait_for_everyone()
+    return settings, files
 
 
 def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
-    """Predict (unless predictions are given), score, and write `results.json` and `results.md`.
+    """Predict (unless predictions are given), score, and write what came out into the output folder.
+
+    Args:
+        arguments (`EvaluationArguments`): What to evaluate, on what, and how.
 
     Returns:
-        The results: metrics of the model and of each blind control.
+        `dict`: `settings`, `rows_scored`, and the result of the model and of each blind control. The folder has them as
+        `results.json`, with a table and the figures in `results.md`, and the card's metadata in `card.yaml`.
+
+    Raises:
+        ValueError: If rows, predictions, protocol or options do not fit each other.
     """
     state = PartialState()
     rows = _rows(arguments)
     variants = {"model": rows}
+    if arguments.blind and arguments.predictions:
+        raise ValueError(
+            f"blind={arguments.blind} asks the model about other videos, but predictions={arguments.predictions} are "
+            "given. Leave one of them out."
+        )
     if arguments.blind:
         folder = Path(arguments.output_dir) / "black" if "black" in arguments.blind else None
         with state.main_process_first():
             controls = blind_controls(rows, arguments.seed, folder)
         variants |= {name: controls[name] for name in arguments.blind}
-    files = dict.fromkeys(variants, arguments.predictions) if arguments.predictions else {}
-    settings: dict[str, Any] = {"predictions": [Path(p).name for p in arguments.predictions or []]}
-    if not arguments.predictions:
-        model = arguments.model or bundled_checkpoint()
-        settings = _settings(arguments, model)
-        pipe = pipeline(
-            "video-grounding", model=model, trust_remote_code=arguments.trust_remote_code, device=state.device
-        )
-        for name, variant in variants.items():
-            stem = Path(arguments.output_dir) / f"predictions-{name}"
-            files[name] = [f"{stem}-{rank:03d}.jsonl" for rank in range(state.num_processes)]
-            file = PredictionFile(files[name][state.process_index], {**settings, "variant": name})
-            own = variant[state.process_index :: state.num_processes]
-            options = {key: getattr(arguments, key) for key in ("fps", "max_frames", "max_new_tokens")}
-            predict(pipe, own, file, arguments.batch_size, generate_kwargs=arguments.generate_kwargs, **options)
-        state.wait_for_everyone()
+    settings, files = _predictions(arguments, variants)
     results: dict[str, Any] = {"settings": {**settings, "protocol": arguments.protocol}, "rows_scored": len(rows)}
     if state.is_main_process:
+        predictions = {name: read_predictions(files[name]) for name in variants}
         for name, variant in variants.items():
-            results[name] = evaluate(arguments.benchmark, variant, read_predictions(files[name]), arguments.protocol)
+            results[name] = evaluate(arguments.benchmark, variant, predictions[name], arguments.protocol)
             for row in results[name]["rows"]:  # no path of this machine in a file that may be published
                 row["video"] = Path(str(row["video"])).name
-        _write(Path(arguments.output_dir), results)
+        _write(arguments, results, rows, predictions["model"])
     return results
 
 
-def _write(folder: Path, results: dict[str, Any]) -> None:
+def _write(
+    arguments: EvaluationArguments,
+    results: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    predictions: Mapping[str, Any],
+) -> None:
+    """Results first, so that they are safe whatever happens to a picture."""
+    folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False, default=_plain)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     (folder / "results.md").write_text(table(results) + "\n", encoding="utf-8")
+    (folder / "card.yaml").write_text(yaml_dump(card_metadata(results), sort_keys=False), encoding="utf-8")
+    write_eval_results(folder, card_results(results))
+    if not arguments.figures:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        logger.warning("No figures: matplotlib is not installed. `pip install 'd2vlm-hf[eval]'` brings it.")
+        return
+    parts = parts_of(results)
+    figures = {name: headlines(part) for name, part in parts.items()}
+    paths = draw_figures(folder / "figures", parts, figures, rows, predictions, arguments.examples)
+    pictures = [f"![{path.stem}](figures/{path.name})" for path in paths]
+    (folder / "results.md").write_text("\n\n".join([table(results), *pictures]) + "\n", encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:
@@ -210,82 +397,20 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON. Turn it into numbers and lists first.")
 
 
-def _flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of a nested summary by path; an interval's value stands for it."""
-    flat: dict[str, float] = {}
-    for key, value in metrics.items():
-        if isinstance(value, Mapping) and "value" in value and isinstance(value["value"], int | float):
-            flat[f"{prefix}{key}"] = float(value["value"])
-        elif isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float | np.number) and not isinstance(value, bool):
-            flat[f"{prefix}{key}"] = float(value)
-    return flat
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """A Markdown table: one line a metric, one column for the model and for each blind control."""
-    columns = {
-        name: _flat(part["metrics"])
-        for name, part in results.items()
-        if isinstance(part, Mapping) and "metrics" in part
-    }
-    names = list(dict.fromkeys(key for flat in columns.values() for key in flat))
-    lines = ["| metric | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name in names:
-        cells = [f"{flat[name]:.3f}" if name in flat else "" for flat in columns.values()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def compare(first: str, second: str, key: str = "score", seed: int = 0) -> str:
-    """A paired comparison of two results on the same rows, as a Markdown table.
-
-    Args:
-        first, second (`str`): `results.json` of two runs.
-        key (`str`): Per-row figure to compare.
-        seed (`int`): Of the bootstrap.
-
-    Raises:
-        ValueError: results of different rows, or without the figure.
-    """
-    scores = []
-    for path in (first, second):
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))["model"]["rows"]
-        scores.append({str(row["id"]): row for row in rows if row.get(key) is not None})
-    common = [row_id for row_id in scores[0] if row_id in scores[1]]
-    if not common or len(common) < max(map(len, scores)):
-        raise ValueError(
-            f"{first} and {second} share {len(common)} of {len(scores[0])} and {len(scores[1])} scored rows: a paired "
-            "comparison needs the same rows. Evaluate both on the same data."
-        )
-    lines = ["| task | rows | first | second | difference | 95 % | wins | losses | ties |", "|---" * 9 + "|"]
-    tasks = {row_id: scores[0][row_id].get("task", "") for row_id in common}
-    for task in ["all", *sorted(set(tasks.values()))]:
-        ids = [row_id for row_id in common if task in ("all", tasks[row_id])]
-        a, b = ([float(part[row_id][key]) for row_id in ids] for part in scores)
-        result = paired_difference(b, a, seed=seed)
-        lines.append(
-            f"| {task} | {len(ids)} | {np.mean(a):.3f} | {np.mean(b):.3f} | {result.difference:+.3f} "
-            f"| [{result.low:+.3f}, {result.high:+.3f}] | {result.wins} | {result.losses} | {result.ties} |"
-        )
-    return "\n".join(lines)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """`--config X.yaml` and options that override it; unknown keys are errors."""
     logging.basicConfig(format="%(message)s")
     (arguments,) = TrlParser((EvaluationArguments,), prog="d2vlm evaluate").parse_args_and_config(args=argv)
     if arguments.compare is not None:
-        logger.warning("%s", compare(*arguments.compare, seed=arguments.seed))
+        sys.stdout.write(compare(*arguments.compare, seed=arguments.seed) + "\n")
         return
     results = run_evaluation(arguments)
     if PartialState().is_main_process:
-        logger.warning("%s", table(results))
+        sys.stdout.write(f"{table(results)}\nwritten to {arguments.output_dir}\n")
 
 
 if __name__ == "__main__":
     main()
 
 
-__all__ = ["EvaluationArguments", "compare", "evaluate", "main", "predict", "run_evaluation", "table"]
+__all__ = ["EvaluationArguments", "RunningScore", "compare", "evaluate", "main", "predict", "run_evaluation", "table"]
