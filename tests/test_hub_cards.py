@@ -23,6 +23,8 @@ from d2vlm_hf.bundled import bundled_clip
 from d2vlm_hf.data.preference import make_preferences
 from d2vlm_hf.data.shapes import ShapesConfig, make_rows
 from d2vlm_hf.hub.card_data import DatasetCardInfo, Result
+from d2vlm_hf.hub.convert import write_card
+from d2vlm_hf.hub.key_maps import ConversionReport
 from d2vlm_hf.hub.measured import (
     SHAPES_FIGURES,
     describe_settings,
@@ -125,6 +127,24 @@ def test_the_preference_card_shows_the_rows_of_the_recipe() -> None:
     counted = describe_rows(DatasetCardInfo.from_rows("", {"train": made}, license=""))
     kept = json.loads((CARDS / "d2vlm-shapes-preference" / "rows.json").read_text())
     assert json.loads(json.dumps(counted)) == kept, "the recipe has changed: take the data set that it makes"
+
+
+@pytest.mark.parametrize("family", ["d2vlm", "etchat"])
+def test_a_conversion_writes_its_card(tmp_path: Path, family: str) -> None:
+    """With what it had to decide; the paper's figures stand beside D2VLM-Phi3 alone."""
+    report = ConversionReport(family=family, text_model="phi3", notes=["<video> is token 7, </evi> 9"])
+    report.source = str(tmp_path / "theirs")
+    write_card(tmp_path, "d2vlm-phi3", report)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.license, card.data.base_model, card.data.eval_results) == ("other", None, None)
+    assert "The weights of `theirs` in the format of `d2vlm_hf`" in card.text
+    assert "- `<video>` is token 7, `</evi>` 9" in card.text
+    assert "d2vlm convert theirs d2vlm-phi3" in card.text
+    assert ("Figures as reported by the authors" in card.text) == (family == "d2vlm")
+    assert str(tmp_path) not in card.text
+    report.source = "owner/theirs"
+    write_card(tmp_path, "d2vlm-phi3", report)
+    assert ModelCard.load(tmp_path / "README.md").data.base_model == ["owner/theirs"]
 
 
 # -- from what runs have left -----------------------------------------------------------------------------------------

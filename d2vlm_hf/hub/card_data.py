@@ -5,6 +5,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import TextWrapper
 from typing import Any, Literal
 
 from huggingface_hub import EvalResult, EvalResultEntry
@@ -13,6 +14,7 @@ from .records import RunRecord
 
 
 PIPELINE_TAG = "video-text-to-text"
+WIDTH = 100  # characters of a line of an example
 # column -> (type, meaning) of the rows of this package
 COLUMNS = {
     "id": ("string", "unique id"),
@@ -212,10 +214,12 @@ class Example:
 
     @property
     def text(self) -> str:
-        """The lines with their names in one column."""
+        """The lines with their names in one column, wrapped."""
         width = max((len(name) for name, _ in self.lines), default=0)
+        wrap = TextWrapper(WIDTH, subsequent_indent=" " * (width + 2), break_long_words=False, break_on_hyphens=False)
         lines = [f"{name:<{width}}  {' '.join(value.split())}" for name, value in self.lines]
-        return "\n".join(lines).replace("`" * 3, "")  # it is shown in a fenced block
+        # it is shown in a fenced block
+        return "\n".join(part for line in lines for part in wrap.wrap(line)).replace("`" * 3, "")
 
 
 @dataclass(frozen=True)

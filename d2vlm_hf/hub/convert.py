@@ -5,6 +5,7 @@
 import copy
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -243,7 +244,7 @@ def convert_checkpoint(
         _save_generation_config(Path(staging), folder, plan.config, processor)
         if processor is not None:
             complete_checkpoint(staging, processor)
-            _write_card(Path(staging), dst.name, report)
+            write_card(Path(staging), dst.name, report)
         _move_into(Path(staging), dst)
     return report
 
@@ -406,8 +407,14 @@ def _save_generation_config(
     GenerationConfig(bos_token_id=text.bos_token_id, pad_token_id=pad, eos_token_id=end).save_pretrained(folder)
 
 
-def _write_card(folder: Path, name: str, report: ConversionReport) -> None:
-    """The card, without which nothing can be pushed; the paper's figures stand beside D2VLM-Phi3 alone."""
+def write_card(folder: Path, name: str, report: ConversionReport) -> None:
+    """Write the card, without which nothing can be pushed; the paper's figures stand beside D2VLM-Phi3 alone.
+
+    Args:
+        folder (`Path`): Folder of the converted checkpoint.
+        name (`str`): What the checkpoint is called.
+        report (`ConversionReport`): Of the conversion.
+    """
     record = collect_run_record("conversion", command=["d2vlm", "convert", report.source, name])
     card = render_converted_card(
         ConvertedCardInfo(
@@ -415,7 +422,7 @@ def _write_card(folder: Path, name: str, report: ConversionReport) -> None:
             source=f"`{strip_paths(report.source)}`",
             base_model=report.source,
             run=replace(record, git_commit=None, device=None),
-            notes=report.notes,
+            notes=[re.sub(r"</?\w+>", r"`\g<0>`", note) for note in report.notes],  # tokens are no HTML
             figures=(report.family, report.text_model) == ("d2vlm", "phi3"),
         )
     )
@@ -434,4 +441,4 @@ def _move_into(staging: Path, dst: Path) -> None:
         shutil.move(file, target)
 
 
-__all__ = ["ConversionPlan", "ConversionReport", "convert_checkpoint", "plan_conversion"]
+__all__ = ["ConversionPlan", "ConversionReport", "convert_checkpoint", "plan_conversion", "write_card"]
