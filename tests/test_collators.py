@@ -128,6 +128,9 @@ def test_preferences_come_in_trls_order(processor):
     assert batch["input_ids"].shape[0] == 4
     assert batch["qformer_input_ids"].shape[0] == 2
     assert batch["perturbation"] == ["shift", "shift"]
+    assert batch["frame_times"].tolist() == [[0.0, 1.0, 2.0, 3.0]] * 2
+    assert batch["frame_period"].tolist() == [1.0, 1.0]
+    assert batch["chosen_seconds"].tolist() == [[[0.0, 1.0]], [[1.0, 2.0]]]
     assert torch.equal(batch["input_ids"][0, : batch["prompt_length"]], batch["input_ids"][2, : batch["prompt_length"]])
 
 
@@ -139,10 +142,46 @@ def test_a_broken_row_stops_with_its_name(processor, rows):
     batch = collator([rows[0], broken, {**rows[1], "spans": [[90.0, 99.0]] * len(rows[1]["spans"])}])
     assert batch["input_ids"].shape[0] == 1
     assert len(collator.skipped) == 2
-    with pytest.raises(ValueError, match="no video of the batch could be read; the last fault: row 'broken-7'"):
-        collator([broken])
-    with pytest.raises(ValueError, match="no row of the batch could be used"):
-        collator([{**rows[0], "question": " "}])
+
+
+def test_a_batch_without_a_usable_row_teaches_nothing(processor, rows):
+    """The other processes of a run must not wait for one that has nothing to do, as with one row per device."""
+    collator = SFTCollator(processor, on_error="skip")
+    for unusable in ({**rows[0], "video": "missing.mp4"}, {**rows[0], "question": " "}):
+        batch = collator([unusable])
+        assert batch["num_frames"].tolist() == [1]
+        assert (batch["labels"] == -100).all()
+        assert batch["evidence_role"].shape == (1, 0)
+    assert len(collator.skipped) == 2
+    model, _ = tiny()
+    outputs = model(**batch, num_items_in_batch=1, num_evidence_samples=1)
+    outputs.loss.backward()
+    assert outputs.loss == 0
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+def test_stored_patch_features_stand_for_a_video(processor):
+    """The tower has run before: the batch has its output in place of pixels, and the loss is the same."""
+    model, _ = tiny()
+    items = [row(spans=[[1.0, 2.0]]), row(id="s", video=frames(5), answer="No.")]
+    plain = SFTCollator(processor)(items)
+    with torch.no_grad():
+        patches = model.model.encode_patches(plain["pixel_values_videos"]).split(plain["num_frames"].tolist())
+    stored = [
+        {**item, "video": {"patch_features": own.half(), "timestamps": item["video"]["timestamps"]}}
+        for item, own in zip(items, patches, strict=True)
+    ]
+    batch = SFTCollator(processor)(stored)
+    assert "pixel_values_videos" not in batch
+    for name in ("input_ids", "labels", "evidence_spans", "num_frames", "video_index"):
+        assert torch.equal(batch[name], plain[name]), name
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).loss, model(**plain).loss, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="some videos of the batch are stored patch features and others are not"):
+        SFTCollator(processor)([items[0], stored[1]])
+    wrong = {**stored[0], "video": {"patch_features": patches[0], "timestamps": [0.0]}}
+    with pytest.raises(ValueError, match=r"patch_features of shape \(3, 4, 16\) come with 1 timestamps"):
+        SFTCollator(processor)([wrong])
 
 
 def test_options_are_checked(processor):

@@ -19,7 +19,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 from d2vlm_hf.data.collators import PreferenceCollator
 from d2vlm_hf.training.configs import DataArguments, ModelArguments
 from d2vlm_hf.training.fpo_config import LOSS_TYPES, FPOConfig
-from d2vlm_hf.training.fpo_trainer import FPOTrainer, joint_likelihood
+from d2vlm_hf.training.fpo_trainer import NAMES, FPOTrainer, joint_likelihood
 from d2vlm_hf.training.run import lora_config
 from d2vlm_hf.training.run_fpo import run_fpo
 
@@ -50,7 +50,11 @@ def options(folder, **changed) -> FPOConfig:
 
 
 def make(folder, dataset, model=None, **changed) -> FPOTrainer:
-    kwargs = {key: changed.pop(key) for key in ("ref_model", "peft_config", "eval_dataset") if key in changed}
+    kwargs = {
+        key: changed.pop(key)
+        for key in ("ref_model", "peft_config", "eval_dataset", "compute_metrics")
+        if key in changed
+    }
     built, processor = tiny()
     return FPOTrainer(
         model=model or built,
@@ -144,7 +148,7 @@ def test_grounding_weight_0_is_plain_dpo_on_the_text(tmp_path, dataset):
     trainer = make(tmp_path, dataset, grounding_weight=0.0)
     batch = batch_of(trainer, dataset)
     with torch.no_grad():
-        outputs = trainer.model(**{k: v for k, v in batch.items() if k not in ("factor", "perturbation")})
+        outputs = trainer.model(**{k: v for k, v in batch.items() if k not in NAMES})
     chosen, rejected = outputs.token_logps.sum(1).chunk(2)
     expected = -F.logsigmoid(0.1 * (chosen - rejected)).mean().item()
     assert preference_part(trainer, batch).item() == pytest.approx(expected, rel=1e-5)
@@ -178,7 +182,10 @@ def test_training_logs_what_moves(tmp_path, dataset):
         "rewards/accuracies/grounding", "grounding/miou",
     ):  # fmt: skip
         assert math.isfinite(log[name]), name
-    assert any(name.startswith("rewards/margins/kind/") for name in log)
+    kinds = {row["perturbation"] for row in dataset} & {name.split("/")[-1] for name in log}
+    assert kinds == {name.split("/")[-1] for name in log if "/kind/" in name}
+    assert all({f"rewards/margins/kind/{kind}", f"rewards/accuracies/kind/{kind}"} <= set(log) for kind in kinds)
+    assert kinds
     assert not {"entropy", "logits/chosen", "mean_token_accuracy"} & set(log)  # not measured, so not logged
     moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
     assert {"evidence_head.1.weight", "frame_head.1.weight", "model.connector.query_tokens"} <= moved
@@ -216,22 +223,27 @@ def test_with_a_reference_the_first_margin_is_zero(tmp_path, dataset, kind):
     trainer.train()
     first, second = trainer.state.log_history[:2]
     assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-4)
+    assert first["rewards/margins/grounding"] == pytest.approx(0.0, abs=1e-4)  # the parts are those of the margin
+    parts = second["rewards/margins/text"] + second["rewards/margins/grounding"]
+    assert second["rewards/margins"] == pytest.approx(parts, abs=1e-4)
     assert first["rewards/chosen"] == pytest.approx(0.0, abs=1e-4)
     assert abs(second["rewards/chosen"]) > 1e-4
 
 
 def test_the_cut_into_batches_does_not_matter(tmp_path, dataset):
-    """1 x 8 = 2 x 4 accumulated, though pairs differ in length and in their number of events."""
+    """1 x 8 = 2 x 4 accumulated = 8 x 1, though pairs differ in length and in their number of events."""
     runs = []
-    for size in (8, 2):
+    for size in (8, 2, 1):
         trainer = make(
             tmp_path / str(size), dataset, optim="sgd", max_grad_norm=0.0,
             per_device_train_batch_size=size, gradient_accumulation_steps=8 // size,
         )  # fmt: skip
         trainer.train()
         runs.append(trainer)
-    for (name, a), b in zip(runs[0].model.named_parameters(), runs[1].model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=5e-6, rtol=1e-4, msg=name)
+    for other in runs[1:]:
+        for (name, a), b in zip(runs[0].model.named_parameters(), other.model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=5e-6, rtol=1e-4, msg=name)
+        assert other.state.log_history[0]["loss"] == pytest.approx(runs[0].state.log_history[0]["loss"], rel=1e-4)
 
 
 def test_gradient_checkpointing_gives_the_same_step(tmp_path, dataset):
@@ -297,12 +309,15 @@ def test_trl_hooks_are_where_we_expect_them():
         "_set_signature_columns_if_needed": ["self"],
         "prediction_step": ["self", "model", "inputs", "prediction_loss_only", "ignore_keys"],
         "log": ["self", "logs", "start_time"],
+        "evaluate": ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"],
+        "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
     }
     for name, parameters in expected.items():
         assert list(inspect.signature(getattr(DPOTrainer, name)).parameters) == parameters, name
     source = inspect.getsource(DPOTrainer._compute_loss)
     for used in ("self.precompute_ref_logps", 'inputs["ref_chosen_logps"]', "outputs.log_probs[:, -seq_len:]",
-                 "labels=labels, fused_lm_head=True", "self._metrics[mode]", "completion_mask[..., 1:]"):  # fmt: skip
+                 "labels=labels, fused_lm_head=True", "self._metrics[mode]", "completion_mask[..., 1:]",
+                 "self.accelerator.gather(chosen_rewards)", "per_sequence_loss.mean() * loss_weight"):  # fmt: skip
         assert used in source, used
     fields = {"log_probs", "entropy", "mean_logits", "is_top1", "label_mask"}
     assert fields <= set(FusedCausalLMOutput.__dataclass_fields__)

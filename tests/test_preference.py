@@ -5,9 +5,11 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -87,6 +89,29 @@ def test_per_row_limits_and_mixes_the_kinds():
         assert {len(kinds) for kinds in per_source.values()} == {limit}
         assert {row["perturbation"] for row in found} == set(KINDS)
     assert {row["perturbation"] for row in make_preferences(rows, ["drop", "merge"])} == {"drop", "merge"}
+
+
+def test_choices_ask_which_answer_is_right():
+    """Beside the rejected answers of a row, one row that names a wrong one of them; the spans stay as they are."""
+    rows = rows_of(60)
+    made = make_preferences(rows, choices=True)
+    found = list(made)
+    assert validate_rows(found) == []
+    asked = [row for row in found if row["id"].endswith("/mcqa/tamper")]
+    plain_rows = [row for row in found if row not in asked]
+    assert plain_rows == list(make_preferences(rows))  # what was there without choices
+    assert made.counts()["made"]["mcqa"] == len(asked) > 20
+    assert sum(made.counts()["factors"].values()) == len(found)
+    for row in asked:
+        assert (row["factor"], row["perturbation"]) == ("text", "tamper")
+        assert row["chosen_spans"] == row["rejected_spans"] == row["spans"]
+        letters = [re.search(r"Best option: \((.)\)", row[side][0]["content"])[1] for side in ("chosen", "rejected")]
+        assert ord(letters[0]) - 65 == row["correct_option"] != ord(letters[1]) - 65 < len(row["options"])
+        assert f"option '{row['options'][row['correct_option']]}' -> " in row["edit"]
+    limited = list(make_preferences(rows, per_row=1, choices=True))
+    per_row = Counter(row["id"].rsplit("/mcqa", 1)[0].split("/")[0] for row in limited)
+    assert max(per_row.values()) == 2  # one rejected answer, and the question about it
+    assert made.impossible["mcqa", "the row has options already"] > 0
 
 
 def test_a_stream_that_can_be_read_once_is_enough():

@@ -5,7 +5,7 @@
 from functools import cache
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Video
 
 from d2vlm_hf.data.preference import make_preferences
 from d2vlm_hf.data.schema import features
@@ -59,5 +59,6 @@ def sft_rows(folder, videos: int = 3, per_video: int = 4) -> list[dict]:
 
 
 def preference_dataset(rows, per_row: int | None = None) -> Dataset:
-    """Preference rows as `FPOTrainer` takes them."""
-    return Dataset.from_list(list(make_preferences(rows, per_row=per_row)), features=features(preference=True))
+    """Preference rows as `FPOTrainer` takes them; videos are paths, whether torchcodec can decode them or not."""
+    dataset = Dataset.from_list(list(make_preferences(rows, per_row=per_row)), features=features(preference=True))
+    return dataset.cast_column("video", Video(decode=False))

@@ -43,6 +43,10 @@ class PreferenceArguments:
     per_row: int | None = field(
         default=None, metadata={"help": "Rejected answers per row at most; default: all kinds."}
     )
+    choices: bool = field(
+        default=False,
+        metadata={"help": "Also ask which answer is right, with the rejected answers of a row as wrong options."},
+    )
     seed: int = field(default=0, metadata={"help": "With a row's id and the kind it fixes the result."})
     split: str = field(default="train", metadata={"help": "Split to write."})
     embed_video: bool = field(default=True, metadata={"help": "Put the videos into the files, not only their paths."})
@@ -76,7 +80,11 @@ def build_preferences(arguments: PreferenceArguments) -> dict[str, Any]:
         Counts: rows read, rows made by factor and kind, and why others were impossible.
     """
     preferences = make_preferences(
-        _source(arguments), kinds=arguments.kinds, per_row=arguments.per_row, seed=arguments.seed
+        _source(arguments),
+        kinds=arguments.kinds,
+        per_row=arguments.per_row,
+        seed=arguments.seed,
+        choices=arguments.choices,
     )
     bar = tqdm(preferences, desc="preference rows", unit="row")
     write_parquet(bar, arguments.output, embed_video=arguments.embed_video, split=arguments.split)

@@ -3,7 +3,9 @@
 """Collators: rows of the schema -> one batch, prompts left-padded and responses right-padded.
 
 Prompt and response of every row meet in one column (`prompt_length`), so that the model runs the prompts once and the
-responses against their cache. A video that several rows of a batch ask about is decoded and encoded once.
+responses against their cache. A video that several rows of a batch ask about is decoded and encoded once. Where the
+vision tower is frozen, a video may also be given as `{"patch_features": (T, P, D), "timestamps": (T,) seconds}`, the
+stored output of `model.model.encode_patches`: the batch then has `patch_features` in place of pixels.
 """
 
 import re
@@ -11,17 +13,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
 from ..model.evidence_d2vlm import ROLE_ANSWER, ROLE_GROUNDING, ROLE_QUESTION
 from ..model.processing_d2vlm import D2VLMProcessor, pad_evidence, pad_ids
+from ..model.video_processing_d2vlm import frame_period
 
 
 logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100
 
+# What stands in for a batch of which no row can be used.
+_BLANK = {
+    "video": {"frames": np.zeros((1, 8, 8, 3), np.uint8), "timestamps": [0.0]},
+    "question": "?", "answer": "-", "prompt": "?", "chosen": "-", "rejected": "-", "question_spans": [], "spans": [],
+    "chosen_spans": [], "rejected_spans": [],
+}  # fmt: skip
 # An `<evi>` in running text with the words that only lead to it: "at <evi>, <evi> and <evi>".
 _EVIDENCE_PHRASE = re.compile(r"(?:,?\s*\b(?:at|during|in|from|and))?,?\s*<evi>")
 
@@ -44,6 +54,8 @@ class _VideoCollator:
         max_frames (`int`, *optional*): Frames per video at most; default: the video processor's.
         max_context (`int`, *optional*): Positions of the text model; a longer row is an error.
         on_error (`str`): `"raise"` stops at a broken row, naming it; `"skip"` leaves it out and counts it in `skipped`.
+            Where no row of a batch is left, a blank one stands in that has no labels, so that it adds nothing to any
+            loss and the other processes of a run need not wait.
         stages (`str`): `"both"`: grounding, then the answer. `"answer"`: no grounding stage (the ladder's coupled arm).
             `"grounding"`: grounding stage, no `<evi>` in the answer (the ladder's factorized arm).
     """
@@ -71,13 +83,21 @@ class _VideoCollator:
             f"{type(self).__name__} does not say where responses stand. Use SFTCollator or PreferenceCollator."
         )
 
-    def extras(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What else the batch carries about its rows."""
+    def extras(self, rows: Sequence[Mapping[str, Any]], videos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What else the batch carries about its rows, whose videos' metadata are given."""
         return {}
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows; an item may also be `{"rows": [...]}`, such as several questions about one video."""
         rows = [row for item in items for row in _rows_of(item)]
+        batch = self._batch(rows)
+        if batch is None:
+            batch = self._batch([_BLANK])
+            batch["labels"] = torch.full_like(batch["labels"], IGNORE_INDEX)
+        return batch
+
+    def _batch(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+        """The tensors of the rows that can be used; `None` if there are none."""
         videos, index, rows = self._load_videos(rows)
         prompts, responses, evidence, kept = [], [], [], []
         for row, video in zip(rows, index, strict=True):
@@ -91,12 +111,12 @@ class _VideoCollator:
             evidence.append(row_evidence)
             kept.append((row, video))
         if not kept:
-            raise ValueError(f"no row of the batch could be used; the last fault: {self.skipped[-1]}")
+            return None
         batch = self._tensors(prompts, responses, evidence)
         batch |= self.processor.encode_questions([self.responses(row)[0] for row, _ in kept])
-        batch["pixel_values_videos"], batch["num_frames"] = videos["pixel_values_videos"], videos["num_frames"]
+        batch |= {name: value for name, value in videos.items() if name != "video_metadata"}
         batch["video_index"] = torch.tensor([video for _, video in kept])
-        return batch | self.extras([row for row, _ in kept])
+        return batch | self.extras([row for row, _ in kept], [videos["video_metadata"][video] for _, video in kept])
 
     def _load_videos(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Any, list[int], list[Mapping[str, Any]]]:
         """Decode each distinct video once: the processor's output, the video of each row, the rows that are left."""
@@ -114,9 +134,15 @@ class _VideoCollator:
             index.append(places[key])
             kept.append(row)
         if not loaded:
-            raise ValueError(f"no video of the batch could be read; the last fault: {self.skipped[-1]}")
+            return {}, [], []
+        kinds = {"patch_features" if "patch_features" in video else "pixel_values_videos" for video in loaded}
+        if len(kinds) > 1:
+            raise ValueError(
+                "some videos of the batch are stored patch features and others are not: the tower would have to run "
+                "for a part of it. Store the features of all videos, or of none."
+            )
         videos = {
-            "pixel_values_videos": torch.cat([video["pixel_values_videos"] for video in loaded]),
+            **{kind: torch.cat([video[kind] for video in loaded]) for kind in kinds},
             "num_frames": torch.cat([video["num_frames"] for video in loaded]),
             "video_metadata": [video["video_metadata"][0] for video in loaded],
         }
@@ -124,6 +150,8 @@ class _VideoCollator:
 
     def _load_video(self, video: Any):
         options = {"fps": self.fps, "max_frames": self.max_frames}
+        if isinstance(video, Mapping) and "patch_features" in video:
+            return _stored_features(video)
         if isinstance(video, Mapping) and "frames" in video:
             return self.processor.video_processor(
                 videos=[video["frames"]], timestamps=[video["timestamps"]], return_metadata=True, **options
@@ -192,19 +220,25 @@ class SFTCollator(_VideoCollator):
 class PreferenceCollator(_VideoCollator):
     """Rows with `prompt`, `chosen`, `rejected` and their spans: B prompts, 2B responses, all chosen ones first.
 
-    The batch also has `factor` and `perturbation`, the names of what is broken in each rejected response.
+    The batch also has `factor` and `perturbation`, the names of what is broken in each rejected response, and for
+    metrics `frame_times (B, T)`, `frame_period (B,)` and `chosen_seconds (B, K, 2)`, padded with -1.
     """
 
     def responses(self, row: Mapping[str, Any]) -> tuple[str, list[Response]]:
         """The prompt, the chosen and the rejected response."""
-        return _last_text(row["prompt"]), [
-            Response(_last_text(row["chosen"]), row["chosen_spans"] or []),
-            Response(_last_text(row["rejected"]), row["rejected_spans"] or []),
+        return last_text(row["prompt"]), [
+            Response(last_text(row["chosen"]), row["chosen_spans"] or []),
+            Response(last_text(row["rejected"]), row["rejected_spans"] or []),
         ]
 
-    def extras(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What is broken in each rejected response, and the reference's log-likelihoods where they are known."""
-        extras = {name: [row.get(name) or "" for row in rows] for name in ("factor", "perturbation")}
+    def extras(self, rows: Sequence[Mapping[str, Any]], videos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What is broken in each rejected response, times in seconds, and the reference's log-likelihoods if known."""
+        extras: dict[str, Any] = {name: [row.get(name) or "" for row in rows] for name in ("factor", "perturbation")}
+        extras["frame_times"] = _padded([torch.as_tensor(video["timestamps"]) for video in videos])  # (B, T)
+        extras["frame_period"] = torch.tensor([1.0 / video["fps"] for video in videos])  # (B,)
+        extras["chosen_seconds"] = _padded(  # (B, K, 2)
+            [torch.tensor(row["chosen_spans"] or [], dtype=torch.float32).reshape(-1, 2) for row in rows]
+        )
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if rows[0].get(name) is not None:
                 extras[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
@@ -215,14 +249,31 @@ def _rows_of(item: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(item["rows"]) if "rows" in item else [item]
 
 
-def _last_text(messages: str | Sequence[Mapping[str, str]]) -> str:
+def last_text(messages: str | Sequence[Mapping[str, str]]) -> str:
     """The text of a conversation's last message, or a plain string."""
     return messages if isinstance(messages, str) else messages[-1]["content"]
 
 
+def _padded(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence([row.float() for row in rows], batch_first=True, padding_value=-1.0)
+
+
+def _stored_features(video: Mapping[str, Any]) -> dict[str, Any]:
+    """Patch features in place of a video, in the form of the video processor's output."""
+    features, times = torch.as_tensor(video["patch_features"]).float(), video["timestamps"]
+    if features.dim() != 3 or not len(times) or len(features) != len(times):
+        raise ValueError(
+            f"patch_features of shape {tuple(features.shape)} come with {len(times)} timestamps: every frame needs its "
+            "(P, D) features and one time. Store what encode_patches gives, and the times of its frames."
+        )
+    fps = 1.0 / frame_period(times) if len(times) > 1 else float(video.get("fps") or 1.0)
+    metadata = {"timestamps": times, "fps": fps, "duration": float(times[-1]) + 1.0 / fps}
+    return {"patch_features": features, "num_frames": torch.tensor([len(times)]), "video_metadata": [metadata]}
+
+
 def _video_key(video: Any) -> Any:
     """Equal for rows that share a video: its path where there is one, else the object itself."""
-    if isinstance(video, Mapping) and video.get("path") and "frames" not in video:
+    if isinstance(video, Mapping) and video.get("path") and not {"frames", "patch_features"} & set(video):
         return video["path"] if video.get("bytes") is None else (video["path"], len(video["bytes"]))
     return video if isinstance(video, str) else id(video)
 
@@ -233,4 +284,4 @@ def _video_name(video: Any) -> str:
     return str(video) if isinstance(video, str) else type(video).__name__
 
 
-__all__ = ["IGNORE_INDEX", "PreferenceCollator", "Response", "SFTCollator"]
+__all__ = ["IGNORE_INDEX", "PreferenceCollator", "Response", "SFTCollator", "last_text"]

@@ -220,6 +220,23 @@ def multiple_choice(
     return make_row(id=f"{row['id']}/mcqa", **columns, captions=row["captions"], annotations=row["annotations"])
 
 
+def choice_preference(
+    row: Mapping[str, Any], rejected: Sequence[Mapping[str, Any]], seed: int = 0
+) -> dict[str, Any] | Impossible:
+    """Makes a preference row that asks which answer is right; its rejected side names a perturbed one.
+
+    Args:
+        row, rejected, seed:
+            As in [`multiple_choice`].
+
+    Returns:
+        `dict` or `Impossible`: a preference row with the id `"{id}/mcqa/tamper"`, or why there is none. The spans are
+        the same on both sides; `edit` tells which perturbed answer was named.
+    """
+    choice = multiple_choice(row, rejected, seed)
+    return choice if isinstance(choice, Impossible) else perturb(choice, "tamper", seed)
+
+
 __all__ = [
     "FACTOR_OF",
     "KINDS",
@@ -227,6 +244,7 @@ __all__ = [
     "PerturbConfig",
     "add",
     "as_seconds",
+    "choice_preference",
     "drop",
     "merge",
     "multiple_choice",

@@ -25,13 +25,15 @@ import datasets
 
 from .importers import import_rows
 from .parquet_files import write_parquet
-from .perturb import KINDS, Impossible, PerturbConfig, perturb
+from .perturb import KINDS, Impossible, PerturbConfig, choice_preference, perturb
 from .rewriting import Rewriter
 from .schema import PERTURBATIONS, features, validate_row
 from .vocabulary import Vocabulary
 
 
 _VOCABULARY_ROWS = 5000  # of a stream that can be read only once
+CHOICE = "mcqa"
+"""Under this name the rows are counted that ask which answer is right."""
 
 
 def row_seed(seed: int, row_id: str, kind: str) -> int:
@@ -54,37 +56,56 @@ class PreferenceRows:
 
     Attributes:
         rows (`int`): SFT rows read in the last pass.
-        made (`Counter`): Kind -> preference rows made.
+        made (`Counter`): Kind (or "mcqa") -> preference rows made.
         impossible (`Counter`): (kind, reason) -> how often there was none.
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]], make: Callable[..., Any], kinds: Sequence[str], per_row: Any):
-        self._rows, self._make, self._kinds, self._per_row = rows, make, tuple(kinds), per_row
+    def __init__(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        make: Callable[..., Any],
+        kinds: Sequence[str],
+        per_row: int | None,
+        choose: Callable[..., Any] | None = None,
+    ):
+        self._rows, self._make, self._kinds, self._per_row, self._choose = rows, make, tuple(kinds), per_row, choose
         self.rows, self.made, self.impossible = 0, Counter(), Counter()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self.rows, self.made, self.impossible = 0, Counter(), Counter()
         for row in self._rows:
             self.rows += 1
-            made = 0
+            rejected = []
             for kind, result in self._make(row):
-                if isinstance(result, Impossible):
-                    self.impossible[kind, result.reason] += 1
+                if not self._counted(kind, result):
                     continue
-                self.made[kind] += 1
                 yield result
-                made += 1
-                if self._per_row is not None and made == self._per_row:
+                rejected.append(result)
+                if self._per_row is not None and len(rejected) == self._per_row:
                     break
+            if self._choose is not None:
+                choice = self._choose(row, rejected)
+                if self._counted(CHOICE, choice):
+                    yield choice
+
+    def _counted(self, kind: str, result: Any) -> bool:
+        """Count a result; whether it is a row."""
+        if isinstance(result, Impossible):
+            self.impossible[kind, result.reason] += 1
+            return False
+        self.made[kind] += 1
+        return True
 
     def counts(self) -> dict[str, Any]:
         """Counts of the last pass, fit for JSON: rows read, rows made by factor and kind, and reasons by kind."""
         factors = {factor: sum(self.made[kind] for kind in kinds) for factor, kinds in PERTURBATIONS.items()}
+        factors["text"] += self.made[CHOICE]  # another option is named, the spans stay
+        names = (*self._kinds, *((CHOICE,) if self._choose is not None else ()))
         reasons = {
             kind: {reason: n for (other, reason), n in sorted(self.impossible.items()) if other == kind}
-            for kind in self._kinds
+            for kind in names
         }
-        made = {kind: self.made[kind] for kind in self._kinds}
+        made = {kind: self.made[kind] for kind in names}
         return {"rows": self.rows, "factors": factors, "made": made, "impossible": reasons}
 
 
@@ -104,6 +125,7 @@ def make_preferences(
     vocabulary: Vocabulary | None = None,
     rewriter: Rewriter | None = None,
     config: PerturbConfig | None = None,
+    choices: bool = False,
 ) -> PreferenceRows:
     """Makes preference rows of SFT rows (paper, factorized preference data).
 
@@ -124,6 +146,9 @@ def make_preferences(
             A text-generation model for "tamper".
         config (`PerturbConfig`, *optional*):
             IoU bands and limits.
+        choices (`bool`, *optional*, defaults to `False`):
+            Whether to add a multiple-choice row to every row that has rejected answers: which answer is right, the
+            rejected ones being the wrong options (the paper's "mcqa" variant). It does not count for `per_row`.
 
     Returns:
         `PreferenceRows`: an iterable of preference rows, with counts after a pass.
@@ -146,7 +171,10 @@ def make_preferences(
         for kind in order:
             yield kind, perturb(row, kind, row_seed(seed, row["id"], kind), vocabulary, config, rewriter)
 
-    return PreferenceRows(rows, make, kinds, per_row)
+    def choose(row: Mapping[str, Any], rejected: Sequence[Mapping[str, Any]]) -> Any:
+        return choice_preference(row, rejected, row_seed(seed, row["id"], CHOICE))
+
+    return PreferenceRows(rows, make, kinds, per_row, choose if choices else None)
 
 
 def _valid(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -174,6 +202,7 @@ class D2VLMPreferenceConfig(datasets.BuilderConfig):
         rewriter (`Rewriter`, *optional*): A text-generation model for "tamper".
         rows_per_shard (`int`): SFT rows per unit of work: what a process takes, and what an interrupted run keeps.
         source_id (`str`, *optional*): Stands for the source in the name of the cache, where it cannot be hashed.
+        choices (`bool`): Whether to add multiple-choice rows, see [`make_preferences`].
     """
 
     source: Any = None
@@ -186,6 +215,7 @@ class D2VLMPreferenceConfig(datasets.BuilderConfig):
     rewriter: Any = None
     rows_per_shard: int = 1000
     source_id: str | None = None
+    choices: bool = False
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
         """Names the cache by the settings and by what the source is now: a changed file is read again."""
@@ -205,6 +235,7 @@ class D2VLMPreferenceConfig(datasets.BuilderConfig):
         if self.rewriter is not None:
             rewriter = [type(self.rewriter).__name__, str(getattr(self.rewriter, "model", ""))]
         settings = {"kinds": list(self.kinds), "per_row": self.per_row, "seed": self.seed, "rewriter": rewriter}
+        settings["choices"] = self.choices
         return settings | {"perturbation": asdict(self.perturbation), "rows_per_shard": self.rows_per_shard}
 
     def read(self) -> Iterable[Mapping[str, Any]]:
@@ -315,6 +346,7 @@ class D2VLMPreference(datasets.GeneratorBasedBuilder):
             vocabulary,
             config.rewriter,
             config.perturbation,
+            config.choices,
         )
         partial = done.with_name(f".{done.name}.{os.getpid()}")
         with open(partial, "w", encoding="utf-8") as file:
@@ -373,6 +405,7 @@ def _video_path(video: Any, folder: Path) -> str:
 
 
 __all__ = [
+    "CHOICE",
     "D2VLMPreference",
     "D2VLMPreferenceConfig",
     "PreferenceRows",

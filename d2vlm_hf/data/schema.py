@@ -82,6 +82,7 @@ def features(preference: bool = False) -> datasets.Features:
     """
     from datasets import Features, List, Value, Video
 
+    _leave_out_broken_torchcodec()
     span = List(Value("float64"))
     types = {
         "string": Value("string"),
@@ -95,6 +96,17 @@ def features(preference: bool = False) -> datasets.Features:
     }
     columns = COLUMNS | PREFERENCE_COLUMNS if preference else COLUMNS
     return Features({name: types[kind] for name, kind in columns.items()})
+
+
+def _leave_out_broken_torchcodec() -> None:
+    """`datasets` imports torchcodec for every video that it writes, also where it has no FFmpeg and cannot load."""
+    from datasets import config
+
+    if config.TORCHCODEC_AVAILABLE:
+        try:
+            import torchcodec.decoders  # noqa: F401
+        except (ImportError, OSError, RuntimeError):
+            config.TORCHCODEC_AVAILABLE = False
 
 
 def make_row(preference: bool = False, **columns: Any) -> dict[str, Any]:

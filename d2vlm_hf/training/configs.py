@@ -40,6 +40,9 @@ class GroundingArguments:
     eval_generate_rows: int = field(
         default=0, metadata={"help": "Rows of the evaluation set to generate answers for at each evaluation."}
     )
+    eval_generate_every: int = field(
+        default=1, metadata={"help": "Generate at the first evaluation and at every so many after it."}
+    )
     eval_max_new_tokens: int = field(default=128, metadata={"help": "Tokens to generate per answer in evaluation."})
 
 

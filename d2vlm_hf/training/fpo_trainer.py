@@ -8,10 +8,9 @@ A response's likelihood is the product of its text and its grounding (paper: FPO
     L_FPO     = -log sigmoid(beta (log pi(chosen) - log pi(rejected)))          without a reference model
 
 TRL's own `_compute_loss` keeps computing its loss types. It is handed a stand-in for the model that runs our forward
-once
-over B videos and 2B responses and returns TRL's `FusedCausalLMOutput`; the grounding log-likelihood stands in a
-column of
-`log_probs` where `completion_mask` is 0, so every loss type sees the joint likelihood and the `sft` type is untouched.
+once over B videos and 2B responses and returns TRL's `FusedCausalLMOutput`; the grounding log-likelihood stands in a
+column of `log_probs` where `completion_mask` is 0, so every loss type sees the joint likelihood and the `sft` type is
+untouched.
 """
 
 import contextlib
@@ -26,7 +25,8 @@ from trl import DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
-from ..data.collators import IGNORE_INDEX, PreferenceCollator
+from ..data.collators import IGNORE_INDEX, PreferenceCollator, last_text
+from ..data.schema import PERTURBATIONS
 from ..model.evidence_d2vlm import (
     ROLE_QUESTION,
     consistency_loss,
@@ -36,13 +36,15 @@ from ..model.evidence_d2vlm import (
 )
 from .fpo_config import FPOConfig
 from .grounding_mixin import GroundingTrainerMixin, teacher_forced_iou
+from .teacher_forced import read_answers, teacher_forced_answers
 
 
 logger = logging.getLogger(__name__)
 
 # What the collator adds for us; the model does not take them.
-NAMES = ("factor", "perturbation")
+NAMES = ("factor", "perturbation", "frame_times", "frame_period", "chosen_seconds")
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
+KINDS = tuple(kind for kinds in PERTURBATIONS.values() for kind in kinds)
 
 
 @dataclass
@@ -64,16 +66,23 @@ class JointLikelihood:
         """Sum over the tokens, `(2B,)`."""
         return self.token_logps.sum(1)
 
+    @property
+    def parts(self) -> torch.Tensor:
+        """Text and grounding, `(2B, 2)`; their sum is the joint log-likelihood."""
+        return torch.stack([self.text, self.grounding], dim=1)
 
-def joint_likelihood(model, inputs: Mapping[str, Any], decay: float) -> JointLikelihood:
+
+def joint_likelihood(model, inputs: Mapping[str, Any], decay: float, **options: Any) -> JointLikelihood:
     """One forward over B videos and 2B responses (paper: FPO).
 
     Args:
         model: `D2VLMForConditionalGeneration`, or what wraps it.
         inputs: A batch of `PreferenceCollator`.
         decay (`float`): alpha of the soft frame labels.
+        **options: Further arguments of the forward.
     """
-    outputs = model(**{k: v for k, v in inputs.items() if k not in (*NAMES, *REFERENCE, "completion_mask")})
+    given = {k: v for k, v in inputs.items() if k not in (*NAMES, *REFERENCE, "completion_mask")}
+    outputs = model(**given, **options)
     if outputs.evidence_logits is None:
         raise ValueError(
             "no video reached the model: the batch has no frames, so there is nothing to ground. Check that the rows "
@@ -90,10 +99,9 @@ class FPOTrainer(GroundingTrainerMixin, DPOTrainer):
     """`trl.DPOTrainer` on preference rows of the schema, with the joint likelihood of text and grounding.
 
     One video encoding and one prefix serve chosen and rejected; each response is filled with its own spans. Logged
-    beside
-    TRL's rewards: `rewards/margins/text` and `/grounding`, `rewards/accuracies/text` and `/grounding`, the margin of
-    every
-    perturbation kind as `rewards/margins/kind/<kind>`, the loss parts, `grounding/miou` of the chosen responses.
+    beside TRL's rewards: `rewards/margins/text` and `/grounding`, `rewards/accuracies/text` and `/grounding`, the same
+    of every perturbation kind as `rewards/margins/kind/<kind>` and `rewards/accuracies/kind/<kind>`, the loss parts,
+    `grounding/miou` of the chosen responses. All losses are normalised over the global accumulated batch.
 
     Args:
         model: The model; a `PeftModel` or a `peft_config` trains adapters.
@@ -101,6 +109,9 @@ class FPOTrainer(GroundingTrainerMixin, DPOTrainer):
         train_dataset, eval_dataset (`datasets.Dataset`): Columns `prompt`, `chosen`, `rejected`, `chosen_spans`,
             `rejected_spans`, `question_spans`, `video`, `factor`, `perturbation`.
         processing_class (`D2VLMProcessor`): The processor.
+        compute_metrics (*optional*): Gets an `EvalPrediction` with what the model answers where the chosen tokens are
+            given so far (no generation, no second forward): `predictions`, a dict a row with `answer`, `evidence` and
+            `spans` in seconds, and `label_ids` with `answer` and `spans`.
         others: As in `trl.DPOTrainer`.
     """
 
@@ -171,12 +182,12 @@ class FPOTrainer(GroundingTrainerMixin, DPOTrainer):
 
     # ---- the joint likelihood in TRL's loss -------------------------------------------------------------------------
 
-    def _joint(self, likelihood: JointLikelihood) -> torch.Tensor:
-        """Weighted log-likelihood of each response, `(2B,)`."""
-        return self.args.text_weight * likelihood.text + self.args.grounding_weight * likelihood.grounding
+    def _joint(self, parts: torch.Tensor) -> torch.Tensor:
+        """Weighted log-likelihood of text and grounding: `(N, 2)` -> `(N,)`."""
+        return self.args.text_weight * parts[:, 0] + self.args.grounding_weight * parts[:, 1]
 
     def compute_ref_log_probs(self, model, inputs):
-        """Joint log-likelihoods under the reference: `(B,)` of the chosen, `(B,)` of the rejected responses."""
+        """Log-likelihoods of text and grounding under the reference: `(B, 2)` of the chosen, then of the rejected."""
         unwrapped = self.accelerator.unwrap_model(self.model)
         adapters_off = contextlib.nullcontext()
         if self.ref_model is None and hasattr(unwrapped, "peft_config"):
@@ -188,19 +199,23 @@ class FPOTrainer(GroundingTrainerMixin, DPOTrainer):
             self.accelerator.autocast(),
         ):
             likelihood = joint_likelihood(model, inputs, self._grounding_config.evidence_decay)
-        return self._joint(likelihood).chunk(2)
+        return likelihood.parts.chunk(2)
 
-    def _reference(self, inputs, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _reference(self, inputs, like: torch.Tensor) -> torch.Tensor:
+        """Text and grounding of all responses under the reference, `(2B, 2)`."""
         if self.args.reference_free:
-            return torch.zeros_like(like), torch.zeros_like(like)
+            return torch.zeros_like(like)
         if "ref_chosen_logps" in inputs:
-            return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        return self.compute_ref_log_probs(self.model if self.ref_model is None else self.ref_model, inputs)
+            return torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+        return torch.cat(self.compute_ref_log_probs(self.model if self.ref_model is None else self.ref_model, inputs))
 
     def _compute_loss(self, model, inputs, return_outputs):
-        likelihood = joint_likelihood(model, inputs, self._grounding_config.evidence_decay)
-        joint = self._joint(likelihood)
-        chosen, rejected = self._reference(inputs, joint.chunk(2)[0])
+        # what users measure reads the likeliest tokens
+        options = {"logits_to_keep": 0} if self._user_metrics is not None and not self.model.training else {}
+        likelihood = joint_likelihood(model, inputs, self._grounding_config.evidence_decay, **options)
+        parts = likelihood.parts
+        joint, reference = self._joint(parts), self._reference(inputs, parts)
+        chosen, rejected = self._joint(reference).chunk(2)
         scored = inputs["labels"] != IGNORE_INDEX
         trl_inputs = {
             "input_ids": inputs["input_ids"],
@@ -216,11 +231,14 @@ class FPOTrainer(GroundingTrainerMixin, DPOTrainer):
         stand_in = FusedCausalLMOutput(
             log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool(), label_mask=scored[:, 1:]
         )
-        with self._reference_given():
+        with self._reference_given(), self._uneven_batches():
             loss = super()._compute_loss(lambda **_: stand_in, trl_inputs, return_outputs=False)
         self._drop_unmeasured()
-        loss = loss + self._sft_terms(likelihood, inputs)
-        self._note_factors(likelihood, inputs)
+        counts = self._counts(inputs)
+        # TRL's loss is a mean over this batch; batches count by their pairs.
+        loss = loss * self._count_pairs(inputs) / counts["pairs"] * counts["scale"]
+        loss = loss + self._sft_terms(likelihood, inputs, counts)
+        self._note_factors(likelihood, parts.detach() - reference, inputs)
         return (loss, likelihood.outputs) if return_outputs else loss
 
     @contextlib.contextmanager
@@ -232,12 +250,33 @@ class FPOTrainer(GroundingTrainerMixin, DPOTrainer):
         finally:
             self.precompute_ref_logps = before
 
+    @contextlib.contextmanager
+    def _uneven_batches(self):
+        """Inside, TRL may gather values of pairs though processes have different numbers of them (skipped rows)."""
+        gather = self.accelerator.gather
+        if self.args.world_size > 1:
+            self.accelerator.gather = self._gather
+        try:
+            yield
+        finally:
+            self.accelerator.gather = gather
+
+    def _gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of all processes, which may have different numbers of them."""
+        gather = type(self.accelerator).gather
+        if values.dim() == 0 or self.args.world_size == 1:
+            return gather(self.accelerator, values)
+        mask = torch.ones(len(values), device=values.device)
+        padded = (self.accelerator.pad_across_processes(tensor) for tensor in (values, mask))
+        gathered, real = (gather(self.accelerator, tensor) for tensor in padded)
+        return gathered[real > 0]
+
     def _drop_unmeasured(self) -> None:
         """Metrics of quantities that the stand-in does not measure are not logged."""
         for name in ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy"):
             self._metrics["train" if self.model.training else "eval"].pop(name, None)
 
-    def _sft_terms(self, likelihood: JointLikelihood, inputs) -> torch.Tensor:
+    def _sft_terms(self, likelihood: JointLikelihood, inputs, counts: Mapping[str, Any]) -> torch.Tensor:
         """The three SFT terms on the chosen responses, normalised over the global accumulated batch."""
         outputs, config = likelihood.outputs, self._grounding_config
         pairs = likelihood.grounding.shape[0] // 2
@@ -245,16 +284,10 @@ class FPOTrainer(GroundingTrainerMixin, DPOTrainer):
         similarity = outputs.evidence_logits[:pairs]
         response = role > ROLE_QUESTION
         targets = soft_targets(spans, similarity.shape[-1], config.evidence_decay)
-        counts = self._global_counts if self.model.training and self._global_counts else None
-        if counts is None:
-            tokens, samples, scale = self._count_tokens(inputs), response.any(1).sum().clamp(min=1), 1
-        else:
-            tokens, samples = counts
-            # DDP averages over processes and Trainer over accumulation steps; the counts are global already.
-            scale = self.accelerator.num_processes * self.current_gradient_accumulation_steps
-        lm = -likelihood.token_logps[:pairs].sum() / tokens * scale
-        grounding = grounding_loss(similarity, targets, response, outputs.frame_mask[:pairs]).sum() / samples * scale
-        consistency = consistency_loss(outputs.evidence_queries[:pairs], role).sum() / samples * scale
+        by_token, by_sample = counts["scale"] / counts["tokens"], counts["scale"] / counts["samples"]
+        lm = -likelihood.token_logps[:pairs].sum() * by_token
+        grounding = grounding_loss(similarity, targets, response, outputs.frame_mask[:pairs]).sum() * by_sample
+        consistency = consistency_loss(outputs.evidence_queries[:pairs], role).sum() * by_sample
         weights = (
             self.args.sft_weight,
             _default(self.args.grounding_loss_weight, config.grounding_weight),
@@ -265,20 +298,40 @@ class FPOTrainer(GroundingTrainerMixin, DPOTrainer):
 
     # ---- global counts ----------------------------------------------------------------------------------------------
 
-    _global_counts = None
+    _global_counts: dict[str, torch.Tensor] | None = None
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        """Counts the labelled tokens and the samples with events of the chosen side, over steps and processes."""
+        """Counts pairs, labelled tokens and samples with events of the chosen side, over steps and processes."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        tokens = torch.stack([self._count_tokens(b) for b in batches]).sum().to(device) if batches else None
-        if tokens is not None and self.args.world_size > 1:
-            tokens = self.accelerator.gather(tokens).sum()
-        self._global_counts = (tokens, self._num_evidence_samples) if tokens is not None else None
+        self._global_counts = None
+        if batches:
+            own = torch.stack([torch.stack([self._count_pairs(b), self._count_tokens(b)]) for b in batches])
+            pairs, tokens = self.accelerator.gather(own.sum(0, keepdim=True).to(device)).sum(0).clamp(min=1)
+            self._global_counts = {"pairs": pairs, "tokens": tokens, "samples": self._num_evidence_samples}
         return batches, num_items
+
+    def _counts(self, inputs) -> dict[str, Any]:
+        """What the losses of a batch are divided by, and what they are multiplied with (`scale`)."""
+        if self.model.training and self._global_counts is not None:
+            # DDP averages over processes and Trainer over accumulation steps; the counts are global already.
+            return {
+                **self._global_counts,
+                "scale": self.accelerator.num_processes * self.current_gradient_accumulation_steps,
+            }
+        own = (self._count_pairs(inputs), self._count_tokens(inputs), self._count_evidence_samples(inputs))
+        return {
+            **{name: n.clamp(min=1) for name, n in zip(("pairs", "tokens", "samples"), own, strict=True)},
+            "scale": 1,
+        }
+
+    @staticmethod
+    def _count_pairs(batch) -> torch.Tensor:
+        """A row that stands in for skipped ones has no labels and is no pair."""
+        return (batch["labels"].chunk(2)[0] != IGNORE_INDEX).any(1).sum()
 
     @staticmethod
     def _count_tokens(batch) -> torch.Tensor:
-        return (batch["labels"].chunk(2)[0] != IGNORE_INDEX).sum().clamp(min=1)
+        return (batch["labels"].chunk(2)[0] != IGNORE_INDEX).sum()
 
     @staticmethod
     def _count_evidence_samples(batch) -> torch.Tensor:
@@ -287,33 +340,40 @@ class FPOTrainer(GroundingTrainerMixin, DPOTrainer):
     # ---- what is logged ---------------------------------------------------------------------------------------------
 
     def _metrics_of_step(self, **values: torch.Tensor) -> None:
+        """Notes means over pairs and processes of values of one shape, `()` or `(B,)`; NaN does not count."""
         mode = "train" if self.model.training else "eval"
-        for name, value in values.items():
-            gathered = self.accelerator.gather(value.detach().float())
-            self._metrics[mode][name].append(gathered.nanmean().item())
+        table = torch.stack([value.detach().float().reshape(-1) for value in values.values()], dim=1)
+        for name, mean in zip(values, self._gather(table).nanmean(0).tolist(), strict=True):
+            if mean == mean:
+                self._metrics[mode][name].append(mean)
 
     @torch.no_grad()
-    def _note_factors(self, likelihood: JointLikelihood, inputs) -> None:
-        """Margins and accuracies by part of the likelihood, and by perturbation kind."""
-        pairs = likelihood.grounding.shape[0] // 2
-        margins = {}
-        for part, weight in (("text", self.args.text_weight), ("grounding", self.args.grounding_weight)):
-            chosen, rejected = (self.beta * weight * getattr(likelihood, part)).chunk(2)
-            margins[part] = chosen - rejected
-            self._metrics_of_step(
-                **{f"rewards/margins/{part}": margins[part], f"rewards/accuracies/{part}": (chosen > rejected).float()}
-            )
-        total = sum(margins.values())
+    def _note_factors(self, likelihood: JointLikelihood, ratios: torch.Tensor, inputs) -> None:
+        """Margins and accuracies by part of the likelihood, and by perturbation kind.
+
+        Args:
+            likelihood (`JointLikelihood`): Of the batch.
+            ratios (`torch.Tensor` of shape `(2B, 2)`): Text and grounding, less those of the reference.
+            inputs (`Mapping`): The batch.
+        """
+        chosen, rejected = ratios.chunk(2)
+        weights = torch.tensor([self.args.text_weight, self.args.grounding_weight], device=ratios.device)
+        margins = self.beta * weights * (chosen - rejected)  # (B, 2)
+        total, named = margins.sum(1), inputs.get("perturbation", [""] * len(margins))
+        noted = {"text": margins[:, 0], "grounding": margins[:, 1]}
         for kind in KINDS:
-            chosen_kind = torch.tensor([k == kind for k in inputs.get("perturbation", [""] * pairs)])
-            value = torch.where(chosen_kind.to(total.device), total, torch.nan)
-            gathered = self.accelerator.gather(value)
-            if not gathered.isnan().all():
-                mode = "train" if self.model.training else "eval"
-                self._metrics[mode][f"rewards/margins/kind/{kind}"].append(gathered.nanmean().item())
+            of_kind = torch.tensor([name == kind for name in named], device=total.device)
+            noted[f"kind/{kind}"] = torch.where(of_kind, total, torch.nan)
+        self._metrics_of_step(
+            **{f"rewards/margins/{name}": margin for name, margin in noted.items()},
+            **{
+                f"rewards/accuracies/{name}": torch.where(margin.isnan(), torch.nan, (margin > 0).float())
+                for name, margin in noted.items()
+            },
+        )
         if self.model.training:
             iou = self._iou(likelihood.outputs, inputs)
-            self._metrics_of_step(**{"grounding/miou": iou[:, 0].sum() / iou[:, 1].sum().clamp(min=1)})
+            self._metrics_of_step(**{"grounding/miou": iou[:, 0].sum() / iou[:, 1].sum()})
 
     def _iou(self, outputs, inputs) -> torch.Tensor:
         """Teacher-forced IoU sums of the chosen responses, `(B, 2)`."""
@@ -328,15 +388,32 @@ class FPOTrainer(GroundingTrainerMixin, DPOTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         iou = self._iou(outputs, inputs)
-        return loss.detach(), iou, iou[:, 1]
+        if self._user_metrics is None:
+            return loss.detach(), iou, iou[:, 1]
+        predicted, true = teacher_forced_answers(outputs, inputs, len(iou), self._grounding_config.evidence_threshold)
+        return loss.detach(), (iou, *predicted), true
 
     def _metrics_of_evaluation(self, prediction) -> dict[str, float]:
-        sums = prediction.predictions.sum(0)
+        measured = self._user_metrics is not None
+        sums = (prediction.predictions[0] if measured else prediction.predictions).sum(0)
         metrics = {"grounding/miou": float(sums[0] / max(1.0, sums[1]))}
-        return metrics | (self._user_metrics(prediction) if self._user_metrics is not None else {})
+        if not measured:
+            return metrics
+        answers = read_answers(prediction.predictions[1:], prediction.label_ids, self.processing_class)
+        return metrics | self._user_metrics(answers)
 
-
-KINDS = ("shift", "add", "drop", "merge", "tamper", "repeat")
+    def rows_to_generate(self, dataset, count: int) -> list[dict[str, Any]]:
+        """The first different questions, with the spans of their chosen answers: rows differ by what is rejected."""
+        rows: dict[Any, dict[str, Any]] = {}
+        for index in range(len(dataset)):
+            if len(rows) == count:
+                break
+            row = dataset[index]
+            question, spans = last_text(row["prompt"]), row["question_spans"] or []
+            video = row["video"].get("path") if isinstance(row["video"], Mapping) else row["video"]
+            columns = {"video": row["video"], "question": question, "question_spans": spans}
+            rows.setdefault((video, question, str(spans)), {**columns, "spans": row["chosen_spans"] or []})
+        return list(rows.values())
 
 
 def _default(value: float | None, default: float) -> float:

@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import SequentialSampler
 
 from ..hub.card_data import ModelCardInfo
-from ..hub.cards import render_model_card
+from ..hub.cards import render_model_card, write_eval_results
 from ..hub.checkpoint_folder import known_licence
-from ..hub.records import CurveLog, RunRecord, collect_run_record, plot_curves
+from ..hub.measured import results_of_log
+from ..hub.pictures import draw_example
+from ..hub.records import CurveLog, RunRecord, collect_run_record, plot_curves, write_run_record
 from ..model.evidence_d2vlm import ROLE_QUESTION, decode_spans
 from ..model.pipeline_d2vlm import VideoGroundingPipeline, complete_checkpoint
 from ..model.spans_d2vlm import set_f1, temporal_iou
 
 
-LOSS_PICTURE = "loss_curves.png"
+LOSS_PICTURE, TIMELINE_PICTURE = "loss_curves.png", "timeline.png"
+EVALUATION_ROWS = "evaluation rows of the run"
+"""What the card calls what was measured while training."""
 CURVES = ("loss", "eval_loss", "lm_loss", "grounding_loss", "consistency_loss")
 """Logged values that the card's picture shows."""
 
@@ -71,6 +76,8 @@ class GroundingTrainerMixin:
         if self.args.world_size > 1:
             total = self.accelerator.gather(total).sum()
         self._num_evidence_samples = total.clamp(min=1)
+        if num_items is not None:  # 0 where all rows of the batch were skipped
+            num_items = torch.as_tensor(num_items).clamp(min=1)
         return batches, num_items
 
     @staticmethod
@@ -127,32 +134,39 @@ class GroundingTrainerMixin:
 
     # ---- evaluation and saving --------------------------------------------------------------------------------------
 
+    def rows_to_generate(self, dataset, count: int) -> list[dict[str, Any]]:
+        """The rows that `eval_generated/*` is measured on: the first ones."""
+        return [dataset[index] for index in range(min(count, len(dataset)))]
+
     def generate_rows(self, rows: list[dict[str, Any]], batch_size: int = 8) -> dict[str, float]:
-        """Generate answers for some rows and compare their evidence with the truth, in seconds."""
+        """Generate answers for some rows, shared by the processes; compare their evidence with the truth in seconds."""
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
-        pipe = VideoGroundingPipeline(model=model.eval(), processor=self.processing_class)
-        inputs = [
-            {"video": row["video"], "question": row["question"], "question_spans": row["question_spans"]}
-            for row in rows
-        ]
-        results = pipe(inputs, batch_size=batch_size, max_new_tokens=self.args.eval_max_new_tokens, fps=self.args.fps)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        pipe = VideoGroundingPipeline(model=base.eval(), processor=self.processing_class)
+        own = rows[self.args.process_index :: self.args.world_size]
+        inputs = [{name: row[name] for name in ("video", "question", "question_spans")} for row in own]
+        options = {"max_new_tokens": self.args.eval_max_new_tokens, "fps": self.args.fps}
+        results = pipe(inputs, batch_size=batch_size, **options) if inputs else []
         model.train(was_training)
         predicted = [[[e["start"], e["end"]] for e in result["evidence"]] for result in results]
-        truth = [row["spans"] for row in rows]
-        f1 = set_f1(predicted, truth)
-        in_order = [_iou_in_order(p, t) for p, t in zip(predicted, truth, strict=True) if t]
+        pairs = gather_object([(found, row["spans"]) for found, row in zip(predicted, own, strict=True)])
+        f1 = set_f1([found for found, _ in pairs], [truth for _, truth in pairs])
+        in_order = [_iou_in_order(found, truth) for found, truth in pairs if truth]
         return {
             "generated/f1": sum(f1.values()) / len(f1),
             "generated/miou": sum(in_order) / max(1, len(in_order)),
         }
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Adds `eval_generated/*` over the first `eval_generate_rows` rows of the evaluation set."""
+        """Adds `eval_generated/*` over `eval_generate_rows` rows of the evaluation set, every so many evaluations."""
+        done = sum(f"{metric_key_prefix}_loss" in log for log in self.state.log_history)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if self.args.eval_generate_rows and not isinstance(dataset, dict):
-            rows = [dataset[i] for i in range(min(self.args.eval_generate_rows, len(dataset)))]
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        due = self.args.eval_generate_rows and done % self.args.eval_generate_every == 0
+        if due and not isinstance(dataset, dict):
+            rows = self.rows_to_generate(dataset, self.args.eval_generate_rows)
             generated = {f"{metric_key_prefix}_{k}": v for k, v in self.generate_rows(rows).items()}
             self.log(generated)
             metrics |= generated
@@ -210,7 +224,24 @@ class GroundingTrainerMixin:
             facts.setdefault("datasets", [dataset_name])
         if self.is_world_process_zero():
             tags = [tags] if isinstance(tags, str) else list(tags or ())
+            self._draw_timeline(Path(self.args.output_dir))
             self._write_card(Path(self.args.output_dir), title=model_name, tags=tags, **facts)
+
+    def _draw_timeline(self, folder: Path) -> None:
+        """Draw how the model answers one evaluation row, if it generates answers in evaluation at all."""
+        rows = self.eval_dataset
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # one process alone cannot generate
+        if not self.args.eval_generate_rows or rows is None or isinstance(rows, dict) or sharded:
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        grounder = VideoGroundingPipeline(model=base.eval(), processor=self.processing_class)
+        rows = self.rows_to_generate(rows, self.args.eval_generate_rows)
+        folder.mkdir(parents=True, exist_ok=True)
+        options = {"max_new_tokens": self.args.eval_max_new_tokens, "fps": self.args.fps}
+        draw_example(grounder, rows, folder / TIMELINE_PICTURE, **options)
+        model.train(was_training)
 
     def _write_card(self, folder: Path, **facts: Any) -> None:
         model = self.accelerator.unwrap_model(self.model)
@@ -228,11 +259,16 @@ class GroundingTrainerMixin:
             "base_model": source or None,
             "adapter": (folder / "adapter_config.json").is_file(),
             "facts": _model_facts(model, self.processing_class),
+            "results": results_of_log(logs, EVALUATION_ROWS),
             "runs": [self.run_record()],
             "loss_picture": plot_curves(curves, folder / LOSS_PICTURE) and LOSS_PICTURE,
+            "timeline_picture": TIMELINE_PICTURE if (folder / TIMELINE_PICTURE).is_file() else None,
             **facts,
         }
         render_model_card(ModelCardInfo(**facts)).save(folder / "README.md")
+        write_eval_results(folder, facts["results"])
+        for record in facts["runs"][-1:]:
+            write_run_record(record, folder)
 
 
 def _model_facts(model, processor) -> dict[str, str]:
