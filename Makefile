@@ -9,21 +9,31 @@ CONSTRAINTS ?= constraints.txt
 PIP_ARGS ?=
 ARGS ?=
 
+# The harness, and what our own versions of the libraries are there.
+LMMS_VENV ?= build/lmms-venv
+LMMS ?= lmms-eval==0.7.3 'torch>=2.13' 'transformers>=5.23,<6' 'datasets>=5.2,<6' 'pytest>=9.2' 'pytest-timeout>=2.4'
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-lmms lint clean
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
 
 demo: $(STAMP) ## Ground the shipped clip with the shipped checkpoint and draw demo_timeline.png
 	$(BIN)/python -m d2vlm_hf.cli ground --demo --figure demo_timeline.png $(ARGS)
 
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-lmms: ## Run the plug-in for lmms-eval beside it, in an environment of its own (its pins conflict with ours)
+	test -x $(LMMS_VENV)/bin/python || $(PYTHON) -m venv $(LMMS_VENV)
+	$(LMMS_VENV)/bin/python -m pip install --quiet $(PIP_ARGS) $(LMMS)
+	$(LMMS_VENV)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps --editable .
+	$(LMMS_VENV)/bin/python -m pytest tests/test_lmms_plugin.py $(ARGS)
 
 lint: $(STAMP) ## Check style and formatting
 	$(BIN)/ruff check .

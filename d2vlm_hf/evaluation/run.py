@@ -210,8 +210,13 @@ def _show(bar: tqdm, running: RunningScore | None, rows: Sequence[Mapping], pred
 # ---- what is evaluated -----------------------------------------------------------------------------------------------
 
 
+def _processes() -> PartialState:
+    """The processes that share the work; without being told, accelerate would take those on a CPU for single ones."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def _rows(arguments: EvaluationArguments) -> list[dict[str, Any]]:
-    state = PartialState()
+    state = _processes()
     if arguments.shapes is not None:
         folder = Path(arguments.output_dir) / "shapes"
         with state.main_process_first():
@@ -305,7 +310,7 @@ def _predictions(
     if arguments.predictions:
         names = [Path(path).name for path in arguments.predictions]
         return {**settings, "predictions": names}, {"model": arguments.predictions}
-    state, name, files = PartialState(), arguments.model or bundled_checkpoint(), {}
+    state, name, files = _processes(), arguments.model or bundled_checkpoint(), {}
     pipe = pipeline("video-grounding", model=name, trust_remote_code=arguments.trust_remote_code, device=state.device)
     settings |= _model_settings(arguments, name, pipe)
     options = {key: getattr(arguments, key) for key in ("fps", "max_frames", "max_new_tokens", "generate_kwargs")}
@@ -340,7 +345,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
     Raises:
         ValueError: If rows, predictions, protocol or options do not fit each other.
     """
-    state = PartialState()
+    state = _processes()
     rows = _rows(arguments)
     variants = {"model": rows}
     if arguments.blind and arguments.predictions:
@@ -405,7 +410,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.write(compare(*arguments.compare, seed=arguments.seed) + "\n")
         return
     results = run_evaluation(arguments)
-    if PartialState().is_main_process:
+    if _processes().is_main_process:
         sys.stdout.write(f"{table(results)}\nwritten to {arguments.output_dir}\n")
 
 
