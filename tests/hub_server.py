@@ -334,3 +334,18 @@ def hub_here(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
     for name, value in hub.env().items():
         monkeypatch.setenv(name, value)
     return hub
+
+
+@pytest.fixture
+def hub_of_all(hub_here: LocalHub, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
+    """The local Hub also for `transformers` and `datasets` in this process, which have read the endpoint as well."""
+    import datasets
+    import transformers
+    from huggingface_hub import hf_api
+
+    monkeypatch.setattr(hf_api.api, "endpoint", hub_here.url)  # behind `huggingface_hub.upload_file` and its like
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub_here.url)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # peft looks here
+    return hub_here

@@ -123,7 +123,9 @@ def test_the_preference_card_shows_the_rows_of_the_recipe() -> None:
         for index in config.indices
         for row in make_rows(config.scene(index), config.rows_per_video, config.task_weights)
     ]
-    made = make_preferences(rows, kinds=recipe["kinds"], per_row=recipe["per_row"], seed=recipe["seed"])
+    made = make_preferences(
+        rows, **{name: recipe[name] for name in ("kinds", "per_row", "seed", "choices") if name in recipe}
+    )
     counted = describe_rows(DatasetCardInfo.from_rows("", {"train": made}, license=""))
     kept = json.loads((CARDS / "d2vlm-shapes-preference" / "rows.json").read_text())
     assert json.loads(json.dumps(counted)) == kept, "the recipe has changed: take the data set that it makes"
@@ -306,9 +308,9 @@ def test_results_of_a_training_run() -> None:
         {"eval_grounding/miou": 0.75},
     ]
     assert results_of_log(log, "rows") == [
-        Result("Grounding", "mIoU, true answer given", 75.0, "rows", settings="at the end of the run"),
-        Result("Grounding", "mIoU, answer generated", 12.5, "rows", settings="at the end of the run"),
-        Result("Grounding", "F1, answer generated", 50.0, "rows", settings="at the end of the run"),
+        Result("Grounding", "mIoU, true answer given", 75.0, "rows", settings="last evaluation of the run"),
+        Result("Grounding", "mIoU, answer generated", 12.5, "rows", settings="last evaluation of the run"),
+        Result("Grounding", "F1, answer generated", 50.0, "rows", settings="last evaluation of the run"),
     ]
     assert results_of_log(log[:1], "rows") == []
 

@@ -10,23 +10,24 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import datasets
 import pytest
 import torch
 import transformers
+import yaml
 from datasets import Dataset, Video
 from hub_server import LocalHub, run_script
-from huggingface_hub import DatasetCard, ModelCard, ModelCardData, hf_api
+from huggingface_hub import DatasetCard, ModelCard, ModelCardData, parse_eval_result_entries
 from peft import get_peft_model
 from tiny_processor import assert_same
 from tiny_runs import preference_dataset, sft_rows, tiny
 from transformers import AutoModelForImageTextToText
 
-from d2vlm_hf.hub.card_data import DatasetCardInfo
+from d2vlm_hf.hub.card_data import DatasetCardInfo, Result
 from d2vlm_hf.hub.cards import render_dataset_card
 from d2vlm_hf.hub.checkpoint_folder import check_folder, known_licence
+from d2vlm_hf.hub.pictures import draw_example
 from d2vlm_hf.hub.publish import push
-from d2vlm_hf.hub.records import collect_run_record
+from d2vlm_hf.hub.records import collect_run_record, read_run_record
 from d2vlm_hf.model.pipeline_d2vlm import VideoGroundingPipeline, save_checkpoint
 from d2vlm_hf.training.configs import D2VLMSFTConfig, ModelArguments
 from d2vlm_hf.training.fpo_config import FPOConfig
@@ -44,17 +45,6 @@ TRAINING = {
     "learning_rate": 1e-2, "lr_scheduler_type": "constant", "warmup_steps": 0, "logging_steps": 1,
     "save_strategy": "no", "disable_tqdm": True, "seed": 7,
 }  # fmt: skip
-
-
-@pytest.fixture
-def hub_of_all(hub_here: LocalHub, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
-    """The local Hub also for `transformers` and `datasets` in this process, which have read the endpoint as well."""
-    monkeypatch.setattr(hf_api.api, "endpoint", hub_here.url)  # behind `huggingface_hub.upload_file` and its like
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub_here.url)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # peft looks here
-    return hub_here
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +297,50 @@ def test_a_run_writes_the_card_of_each_checkpoint(tmp_path: Path, rows: list[dic
     resumed = sft_trainer(tmp_path / "more", rows, *tiny(), max_steps=3)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert resumed.run_record().wall_time_s is None  # how long the first part took is not known
+
+
+def test_what_a_run_has_measured_is_in_its_card(tmp_path: Path, rows: list[dict]) -> None:
+    """The last figures, the timeline of one evaluation row, the record for later; figures on the Hub's data besides."""
+    model, processor = tiny()
+    evaluated = {"per_device_eval_batch_size": 2, "eval_generate_rows": 2, "eval_max_new_tokens": 4}
+    args = D2VLMSFTConfig(output_dir=str(tmp_path), **{**TRAINING, "max_steps": 1, **evaluated})
+    trainer = D2VLMSFTTrainer(
+        model=model, args=args, processing_class=processor, train_dataset=rows, eval_dataset=rows[:3]
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    trainer.create_model_card(license="mit")
+    card = read_card((tmp_path / "README.md").read_text())
+    assert {r.metric_name: r.metric_value for r in card.data.eval_results} == {
+        "mIoU, true answer given (Grounding)": pytest.approx(100 * metrics["eval_grounding/miou"], abs=1e-4),
+        "mIoU, answer generated (Grounding)": pytest.approx(100 * metrics["eval_generated/miou"], abs=1e-4),
+        "F1, answer generated (Grounding)": pytest.approx(100 * metrics["eval_generated/f1"], abs=1e-4),
+    }
+    assert "Data: evaluation rows of the run. Protocol: last evaluation of the run." in card.text
+    assert "![Frames, frame scores and the moments that were found](timeline.png)" in card.text
+    for picture in ("timeline.png", "loss_curves.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / ".eval_results").exists()  # its rows are not on the Hub
+    record = read_run_record(json.loads((tmp_path / "run_record.json").read_text()))
+    assert record == trainer.run_record()
+
+    trainer.create_model_card(results=[Result("Grounding", "mIoU", 50.0, "me/shapes", split="test")])
+    card = read_card((tmp_path / "README.md").read_text())
+    assert [(r.dataset_type, r.metric_value) for r in card.data.eval_results] == [("me/shapes", 50.0)]
+    (entry,) = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results/me--shapes.yaml").read_text()))
+    assert (entry.dataset_id, entry.value) == ("me/shapes", 50.0)
+
+
+def test_a_picture_that_cannot_be_drawn_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def grounder(asked: list[dict], **options: object) -> list[dict]:
+        raise ValueError("a.mp4 is empty")
+
+    row = {"video": "a.mp4", "question": "When?", "question_spans": [], "spans": [[1.0, 2.0]]}
+    assert draw_example(grounder, [{**row, "spans": []}], tmp_path / "t.png") is None
+    assert caplog.text == ""
+    assert draw_example(grounder, [row], tmp_path / "t.png") is None
+    assert "the card has no timeline picture: a.mp4 is empty" in caplog.text
+    assert not (tmp_path / "t.png").exists()
 
 
 def test_a_stated_fact_reaches_the_card(tmp_path: Path, rows: list[dict]) -> None:

@@ -122,7 +122,7 @@ def results_of_log(log_history: Sequence[Mapping[str, Any]], dataset: str) -> li
     """
     last = {name: log[name] for log in log_history for name in LOGGED_FIGURES if name in log}
     return [
-        Result("Grounding", metric, 100.0 * last[name], dataset, settings="at the end of the run")
+        Result("Grounding", metric, 100.0 * last[name], dataset, settings="last evaluation of the run")
         for name, metric in LOGGED_FIGURES.items()
         if name in last
     ]
