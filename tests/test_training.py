@@ -14,6 +14,7 @@ import yaml
 from tiny_runs import SPEC, preference_dataset, sft_rows, tiny
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3Config, SiglipVisionConfig
 
+from d2vlm_hf.data.shapes_language import capital
 from d2vlm_hf.data.sources import RenderedShapes, load_rows, resolve_video
 from d2vlm_hf.hub.publish import check_folder
 from d2vlm_hf.model.configuration_d2vlm import D2VLMConfig
@@ -314,9 +315,58 @@ def test_a_curriculum_goes_from_seeing_to_searching():
     assert len({id(row["video"]) for row in last}) == 1  # rows about one video share it
     assert len(last) == 2
     direct = RenderedShapes(8, size=16, stages=[{**stages[0], "until": 1.0, "direct": True}])[0]["rows"]
-    assert [row["answer"] for row in direct] == [f"{row['options'][row['correct_option']]}." for row in first]
+    assert [row["answer"] for row in direct] == [f"{capital(row['options'][row['correct_option']])}." for row in first]
     assert not any("Options" in row["question"] or row["options"] for row in direct)
     assert (data[0]["rows"][0]["video"]["frames"] == first[0]["video"]["frames"]).all()  # the same for the same index
+
+
+def scratch_model(**text):
+    sizes = {"model_type": "qwen2", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3,
+             "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64}  # fmt: skip
+    spec = {**SPEC, "text": {**sizes, **text}, "model": {**SPEC["model"], "evidence_layer": 1}}
+    return lambda **options: build_from_scratch({**spec, **options}, ["When does it happen?"])[0]
+
+
+def test_neighbour_heads_look_beside_themselves():
+    torch.manual_seed(0)
+    model = scratch_model()(neighbour_heads={"layers": 2, "offsets": [-1, 2]})
+    model.set_attn_implementation("eager")
+    both_ways = {"full_attention": torch.zeros(1, 1, 12, 12)}
+    states = model.model.language_model(
+        inputs_embeds=torch.randn(1, 12, 64), attention_mask=both_ways, output_attentions=True
+    )
+    places = torch.arange(12)
+    for layer in range(2):
+        looked_at = states.attentions[layer][0].argmax(-1)  # (heads, 12)
+        assert looked_at[0, 1:].tolist() == places[:-1].tolist()
+        assert looked_at[1, :-2].tolist() == places[2:].tolist()
+    assert states.attentions[2].amax(-1).mean() < 0.4  # the other layers are as they were drawn
+
+
+@pytest.mark.parametrize(
+    ("text", "offsets", "message"),
+    [
+        ({}, [1, 2, 3, 4, 5], r"neighbour_heads has 5 offsets for 4 heads: each takes one"),
+        ({"model_type": "llama"}, [1], r"neighbour_heads needs biases of queries and keys, which 'llama' has not"),
+    ],
+)
+def test_neighbour_heads_need_heads_and_biases(text, offsets, message):
+    with pytest.raises(ValueError, match=message):
+        scratch_model(**text)(neighbour_heads={"layers": 1, "offsets": offsets})
+
+
+def test_a_release_is_rounded_and_loads_as_float32(tmp_path):
+    model, processor = tiny()
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "trained")
+    command = [sys.executable, "recipes/shapes/release.py", str(tmp_path / "trained"), str(tmp_path / "released")]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+    released = tmp_path / "released"
+    assert not list(released.glob("*.py"))
+    loaded = AutoModelForImageTextToText.from_pretrained(released)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value.half().float(), msg=name, rtol=0, atol=0)
+    AutoProcessor.from_pretrained(released)
 
 
 def test_a_processor_is_needed(tmp_path, rows):

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first lessons: their targets are true, perfect answers cost nothing, and a killed run goes on after them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,10 @@ from d2vlm_hf.data import shapes_lessons as lessons
 from d2vlm_hf.data.shapes import make_rows, make_scene
 from d2vlm_hf.training import warmup
 from d2vlm_hf.training.configs import ModelArguments
+from d2vlm_hf.training.muon import Muon, orthogonalise
 
 
-LITTLE = {"patches": 2, "frames": 2, "states": 2, "batch_size": 2, "video_batch_size": 2, "num_workers": 0}
+LITTLE = {"patches": 2, "frames": 2, "words": 2, "batch_size": 2, "video_batch_size": 2, "num_workers": 0}
 SURE = 30.0
 
 
@@ -113,6 +116,13 @@ def test_perfect_states_cost_nothing(batch):
             for k in range(lessons.MAX_OBJECTS):
                 doing = batch.doing[first[video] + time, k] & batch.matched[question, k]
                 heads["doing"][question, time][doing] = SURE
+                colour, kinds = int(batch.colour[first[video], k]), len(lessons.EVENT_KINDS)
+                heads["deeds"][question, time, colour * kinds : (colour + 1) * kinds][doing] = SURE
+                if batch.matched[question, k] and batch.present[first[video] + time, k]:
+                    before, after = max(time - 1, 0), min(time + 1, int(batch.num_frames[video]) - 1)
+                    shift = batch.centre[first[video] + after, k] - batch.centre[first[video] + before, k]
+                    shift = warmup.SHIFT_SCALE * shift
+                    heads["shifts"][question, time, 2 * colour : 2 * colour + 2] = shift
                 heads["asked"][question, time][doing & batch.asked[question]] = SURE
                 if (doing & batch.asked[question]).any():
                     active_frames += 1
@@ -133,10 +143,16 @@ def test_frames_are_scored_by_what_the_question_names(batch):
     seen = (batch.matched & batch.present[frames]).sum(1).clamp(max=2)
     heads["count"].scatter_(1, seen[:, None], SURE)
     heads["words"] = SURE * (2 * batch.words.float() - 1)
-    losses = warmup.frame_loss(heads, batch, frames)
+    for question in range(len(batch.questions)):
+        for k in range(lessons.MAX_OBJECTS):
+            if batch.matched[question, k] and batch.present[0, k]:
+                colour = int(batch.colour[0, k])
+                heads["places"][question, 2 * colour : 2 * colour + 2] = batch.centre[0, k]
+    losses = warmup.frame_loss(heads, batch, frames, torch.arange(len(batch.questions)))
     assert losses["count_accuracy"] == 1
     assert float(losses["count"]) < 1e-6
     assert float(losses["words"]) < 1e-6
+    assert float(losses["places"]) < 1e-6
 
 
 def test_warm_up_learns_and_is_kept(tmp_path):
@@ -151,16 +167,87 @@ def test_warm_up_learns_and_is_kept(tmp_path):
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     for part in ("vision_tower", "connector", "language_model.layers"):
         assert any(part in name for name in changed), part
-    assert {path.name for path in tmp_path.iterdir()} == {f"warmup-{name}.safetensors" for name in list(LITTLE)[:3]}
+    assert {path.name for path in tmp_path.iterdir()} == {f"warmup-{name}.safetensors" for name in warmup.LESSONS}
     assert all(p.requires_grad for p in model.parameters())
 
-    (tmp_path / "warmup-states.safetensors").unlink()  # killed during the last lesson
+    (tmp_path / "warmup-words.safetensors").unlink()  # killed during the last lesson
     again, processor = tiny(seed=5)
     assert set(warmup.warm_up(again, processor, options, str(tmp_path), seed=1)) == {
-        name for name in results if "/states/" in name
+        name for name in results if "/words/" in name
     }
     for name, value in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, msg=name)
+
+
+def test_a_killed_lesson_goes_on(tmp_path, monkeypatch):
+    options = {**LITTLE, "patches": 0, "frames": 4, "words": 0, "save_steps": 2}
+    whole, processor = tiny()
+    warmup.warm_up(whole, processor, options, seed=1)
+    killed, processor = tiny()
+    update, calls = warmup._LessonState.update, []
+
+    def die_at_third(state):
+        calls.append(state)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        update(state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(warmup._LessonState, "update", die_at_third)
+        with pytest.raises(KeyboardInterrupt):
+            warmup.warm_up(killed, processor, options, str(tmp_path), seed=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["warmup-frames.partial"]
+    again, processor = tiny(seed=5)
+    warmup.warm_up(again, processor, options, str(tmp_path), seed=1)
+    for part in ("vision_tower", "connector"):  # what this lesson trains
+        for name, value in getattr(whole.model, part).state_dict().items():
+            torch.testing.assert_close(getattr(again.model, part).state_dict()[name], value, msg=name)
+    assert [path.name for path in tmp_path.iterdir()] == ["warmup-frames.safetensors"]
+
+
+def test_a_given_moment_is_looked_for(batch):
+    """The last lesson asks where the moment of the question is exactly when there is one."""
+    model, processor = tiny()
+    lesson = warmup.Warmup(model, processor, warmup.WarmupOptions(fps=2.0))
+    rows = [place for place, row in enumerate(batch.rows) if row["question_spans"]]
+    assert rows
+    assert "moment" in lesson.words(batch)
+    fields = {name: getattr(batch, name) for name in ("video_index", "matched", "asked", "words")}
+    plain = [place for place in range(len(batch.rows)) if place not in rows]
+    without = replace(
+        batch,
+        rows=[batch.rows[place] for place in plain],
+        questions=[batch.questions[place] for place in plain],
+        **{name: value[plain] for name, value in fields.items()},
+    )
+    assert "moment" not in lesson.words(without)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 16, 16)])
+def test_an_update_is_turned_into_a_rotation(shape):
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    turned = orthogonalise(matrices)
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    assert torch.linalg.svdvals(turned).sub(1).abs().max() < 0.4
+    cosine = torch.cosine_similarity(turned.flatten(1), (u @ vh).flatten(1))
+    assert cosine.min() > 0.95
+    torch.testing.assert_close(orthogonalise(matrices[:1]), turned[:1])  # stacking changes nothing
+
+
+def test_muon_walks_down_and_refuses_vectors():
+    torch.manual_seed(0)
+    weight, target = torch.nn.Parameter(torch.zeros(6, 4)), torch.randn(6, 4)
+    optimizer = Muon([weight], lr=0.2, weight_decay=0.0)
+    start = (weight - target).square().sum()
+    for _ in range(60):
+        loss = (weight - target).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.2 * start
+    with pytest.raises(ValueError, match=r"Muon got a parameter of shape \(3,\): it turns matrices. Give it to AdamW"):
+        Muon([torch.nn.Parameter(torch.zeros(3))])
 
 
 def test_errors():

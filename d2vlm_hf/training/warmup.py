@@ -2,15 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Warm-up of a model from nothing on the shapes world: what pretraining gives the paper's tower and Q-Former.
 
-Four lessons with dense targets from the renderer, each about a larger part of the model:
+Three lessons with dense targets from the renderer, each about a larger part of the model:
 
-    patches   the tower:                      what lies in this patch?
-    frames    + the connector:                how does the object look that the question names?
-    states    + the text model's frame block: what is it doing now, and is that what the question asks for?
-    words     the whole model:                the SFT loss, while the frame states go on answering the third lesson
+    patches   the tower:         what lies in this patch?
+    frames    + the connector:   how does the object look that the question names?
+    words     the text model:    the SFT loss, while the frame states say what the object is doing, whether that is what
+                                 the question asks for, and for the how-manieth time
 
-Without the last one the first steps of SFT, whose gradients come from text that is still random, undo the third. The
-heads that answer are thrown away; the SFT that follows trains the model itself.
+The heads that answer are thrown away; the SFT that follows trains the model itself.
 """
 
 import logging
@@ -29,23 +28,31 @@ from tqdm.auto import tqdm
 
 from ..data.collators import SFTCollator
 from ..data.shapes_lessons import COLOUR_NAMES, EVENT_KINDS, SHAPE_NAMES, LessonBatch, ShapesLessons, collate_lessons
+from ..model.evidence_d2vlm import evidence_similarity, frame_distance
+from ..model.sequence_d2vlm import take_columns, token_columns
+from .muon import Muon
 
 
 logger = logging.getLogger(__name__)
 
-LESSONS = ("patches", "frames", "states", "words")
+LESSONS = ("patches", "frames", "words")
+FIRST_SCENE = 1_000_000  # supervised rows use none of the scenes from here on
 LOOKS = len(COLOUR_NAMES) + 1  # the colours, and the white of a flash
 PATCH_PARTS = {"look": LOOKS + 1, "shape": len(SHAPE_NAMES) + 1, "dark_big": 2, "centre": 2}
 WORDS = len(COLOUR_NAMES) + len(SHAPE_NAMES) + len(EVENT_KINDS)
 PAIRS = LOOKS * len(SHAPE_NAMES)
+COLOURS = len(COLOUR_NAMES)
 FRAME_PARTS = {
     "count": 3, "centre": 2, "dark_big": 2, "look": LOOKS, "shape": len(SHAPE_NAMES), "words": WORDS, "pairs": PAIRS,
+    "places": 2 * COLOURS,
 }  # fmt: skip
 STATE_PARTS = {
-    "active": 1, "doing": len(EVENT_KINDS), "asked": len(EVENT_KINDS), "colour": len(COLOUR_NAMES),
-    "shape": len(SHAPE_NAMES),
+    "active": 1, "doing": len(EVENT_KINDS), "asked": len(EVENT_KINDS), "colour": COLOURS, "shape": len(SHAPE_NAMES),
+    "deeds": COLOURS * len(EVENT_KINDS), "shifts": 2 * COLOURS,
 }  # fmt: skip
+SHIFT_SCALE = 5.0  # a move goes about a tenth of a canvas from one frame to the next
 MAX_ORDER = 6  # events told apart by their order
+WORD_PARTS = {"order": MAX_ORDER, "query": 64, "key": 64}
 OBJECT_REACH = (0.16, 0.24)  # canvases from a centre to the patches that show a normal and a big object
 OTHERS_WEIGHT = 0.2  # of objects that the question does not name
 
@@ -55,27 +62,32 @@ class WarmupOptions:
     """Steps and sizes of the lessons.
 
     Args:
-        patches, frames, states, words (`int`): Steps of each lesson.
+        patches, frames, words (`int`): Steps of each lesson.
         batch_size (`int`): Videos in a step of the first two lessons; 4 random frames of each are shown.
-        video_batch_size (`int`): Videos in a step of the last two lessons, shown whole.
+        video_batch_size (`int`): Videos in a step of the last lesson, shown whole.
         questions (`int`): Questions about each video.
-        learning_rate (`float`): Of the first lesson; half of it is used for the others.
+        learning_rate (`float`): Of Muon, for matrices.
+        adam_learning_rate (`float`): Of AdamW, for all else.
+        last_rate (`float`): Share of the learning rates that is left at the end of a lesson.
         task_weights (`dict[str, float]`, *optional*): Shares of the tasks in the last lesson.
         fps (`float`): Frames per second.
         num_workers (`int`): Processes that render.
+        save_steps (`int`): Steps between two states of a lesson that a killed run can go on from.
     """
 
     patches: int = 1000
     frames: int = 800
-    states: int = 1200
     words: int = 2500
     batch_size: int = 32
     video_batch_size: int = 10
     questions: int = 3
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
+    adam_learning_rate: float = 2e-3
+    last_rate: float = 0.2
     task_weights: dict[str, float] | None = None
     fps: float = 2.0
     num_workers: int = 1
+    save_steps: int = 200
 
 
 class _Heads(nn.Module):
@@ -118,42 +130,75 @@ def patch_loss(heads: dict[str, torch.Tensor], batch: LessonBatch) -> dict[str, 
     }
 
 
-def frame_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, frames: torch.Tensor) -> dict[str, torch.Tensor]:
-    """How many objects of those that the question names are there, and how the only one of them looks.
+def by_colour(values: torch.Tensor, colour: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What holds for the only wanted object of each colour.
 
     Args:
-        heads: Predictions for Q pairs of a question and a frame.
-        batch (`LessonBatch`): The truth.
-        frames (`torch.LongTensor` of shape `(Q,)`): The frame of each pair.
+        values (`torch.Tensor` of shape `(..., K, D)`), colour, wanted (shape `(..., K)`): Of K objects.
+
+    Returns:
+        `(..., colours, D)`, and a mask of shape `(..., colours)`: True where there is exactly one.
     """
+    of_colour = (F.one_hot(colour, COLOURS) * wanted[..., None]).to(values.dtype)  # (..., K, colours)
+    return of_colour.mT @ values, of_colour.sum(-2) == 1
+
+
+def frame_loss(
+    heads: dict[str, torch.Tensor], batch: LessonBatch, frames: torch.Tensor, questions: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """How many objects of those that the question names are there, where each is, and how the only one of them looks.
+
+    Args:
+        heads: Predictions for N pairs of a question and a frame.
+        batch (`LessonBatch`): The truth.
+        frames, questions (`torch.LongTensor` of shape `(N,)`): The frame and the question of each pair.
+    """
+    matched = batch.matched[questions]
     present = batch.present[frames]
-    seen = batch.matched & present  # (Q, K)
+    seen = matched & present  # (N, K)
     count = seen.sum(1).clamp(max=2)
     (single,) = torch.where(count == 1)
     one = seen[single].float().argmax(1)  # the object
     look, shape, centre = (getattr(batch, name)[frames[single], one] for name in ("look", "shape", "centre"))
     state = torch.stack([batch.dark[frames[single], one], batch.big[frames[single], one]], -1).float()
-    pair = batch.look[frames] * len(SHAPE_NAMES) + batch.shape[frames]  # (Q, K)
-    weight = torch.where(batch.matched, 1.0, OTHERS_WEIGHT) * present
+    pair = batch.look[frames] * len(SHAPE_NAMES) + batch.shape[frames]  # (N, K)
+    weight = torch.where(matched, 1.0, OTHERS_WEIGHT) * present
     there = torch.zeros_like(heads["pairs"]).scatter_add_(1, pair, weight)
     pairs = F.binary_cross_entropy_with_logits(heads["pairs"], (there > 0).float(), reduction="none")
+    places, alone = by_colour(batch.centre[frames], batch.colour[frames], seen)
+    misplaced = (heads["places"].unflatten(-1, (COLOURS, 2)) - places).abs().sum(-1)
     return {
+        "places": 4 * misplaced[alone].mean(),
         "count": F.cross_entropy(heads["count"], count),
         "centre": 4 * (heads["centre"][single] - centre).abs().sum(-1).mean(),
         "state": F.binary_cross_entropy_with_logits(heads["dark_big"][single], state),
         "look": F.cross_entropy(heads["look"][single], look),
         "shape": F.cross_entropy(heads["shape"][single], shape),
-        "words": 4 * F.binary_cross_entropy_with_logits(heads["words"], batch.words.float()),
+        "words": 4 * F.binary_cross_entropy_with_logits(heads["words"], batch.words[questions].float()),
         "pairs": 0.3 * (pairs * torch.where(there > 0, there, 1.0)).sum(1).mean(),
         "count_accuracy": (heads["count"].argmax(1) == count).float().mean().detach(),
     }
 
 
+def per_question(batch: LessonBatch, values: torch.Tensor) -> torch.Tensor:
+    """What is known of each frame, for each question about its video: `(N, ...)` -> `(Q, T, ...)`, padded."""
+    per_video = values.split(batch.num_frames.tolist())
+    return pad_sequence([per_video[video] for video in batch.video_index.tolist()], batch_first=True)
+
+
+def frame_shifts(batch: LessonBatch) -> torch.Tensor:
+    """How far each object goes from the frame before to the frame after each one, times `SHIFT_SCALE`: `(N, K, 2)`."""
+    last = batch.num_frames.cumsum(0) - 1
+    video = torch.arange(len(last)).repeat_interleave(batch.num_frames)
+    here = torch.arange(len(video))
+    after = torch.minimum(here + 1, last[video])
+    before = torch.maximum(here - 1, (last + 1 - batch.num_frames)[video])
+    return SHIFT_SCALE * (batch.centre[after] - batch.centre[before])
+
+
 def matched_events(batch: LessonBatch) -> torch.Tensor:
     """Which events of the objects that a question names go on in each frame: `(Q, T, K, kinds)`."""
-    per_video = batch.doing.split(batch.num_frames.tolist())
-    doing = pad_sequence([per_video[video] for video in batch.video_index.tolist()], batch_first=True)
-    return doing & batch.matched[:, None, :, None]
+    return per_question(batch, batch.doing) & batch.matched[:, None, :, None]
 
 
 def asked_events(batch: LessonBatch) -> torch.Tensor:
@@ -173,10 +218,14 @@ def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.T
     asked = asked_events(batch)
     actors = asked.any(-1)  # (Q, T, K)
     alone = mask & (actors.sum(-1) == 1)
-    first = batch.num_frames.cumsum(0) - batch.num_frames  # an object's own colour and shape never change
-    one = actors.float().argmax(-1)[alone]
-    video = batch.video_index[:, None].expand_as(mask)[alone]
+    one = actors.float().argmax(-1)[alone][:, None]
+    colour, shape, present = (per_question(batch, getattr(batch, name)) for name in ("colour", "shape", "present"))
     active = asked.flatten(2).any(-1)
+    deeds, _ = by_colour(doing.float(), colour, batch.matched[:, None] & mask[..., None])
+    shifts, single = by_colour(
+        per_question(batch, frame_shifts(batch)), colour, batch.matched[:, None] & present & mask[..., None]
+    )
+    wrong = (heads["shifts"].unflatten(-1, (COLOURS, 2)) - shifts).abs().sum(-1)
 
     def entropy(name: str, target: torch.Tensor) -> torch.Tensor:
         return F.binary_cross_entropy_with_logits(heads[name][mask], target[mask].float())
@@ -186,8 +235,10 @@ def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.T
         "active": 3 * entropy("active", active[..., None]),
         "doing": 3 * entropy("doing", doing.any(2)),
         "asked": 3 * entropy("asked", asked.any(2)),
-        "colour": 0.3 * F.cross_entropy(heads["colour"][alone], batch.colour[first[video], one]),
-        "shape": 0.3 * F.cross_entropy(heads["shape"][alone], batch.shape[first[video], one]),
+        "deeds": 12 * entropy("deeds", deeds.flatten(2) > 0),
+        "shifts": 2 * wrong[single].mean(),
+        "colour": 0.3 * F.cross_entropy(heads["colour"][alone], colour[alone].gather(1, one)[:, 0]),
+        "shape": 0.3 * F.cross_entropy(heads["shape"][alone], shape[alone].gather(1, one)[:, 0]),
         "active_iou": ((found & active[mask]).sum() / (found | active[mask]).sum().clamp(min=1)).detach(),
     }
 
@@ -231,7 +282,7 @@ class Warmup:
                 "patches": _Heads(config.vision_config.hidden_size, PATCH_PARTS),
                 "frames": _Heads(config.text_config.hidden_size, FRAME_PARTS),
                 "states": _Heads(config.text_config.hidden_size, STATE_PARTS),
-                "words": _Heads(config.text_config.hidden_size, {"order": MAX_ORDER}),
+                "words": _Heads(config.text_config.hidden_size, WORD_PARTS),
             }
         )
 
@@ -255,95 +306,70 @@ class Warmup:
         seen = patch_loss(self.heads["patches"](patches), batch)
         return {
             **{f"patch_{name}": value for name, value in seen.items()},
-            **frame_loss(self.heads["frames"](vectors), batch, chosen),
+            **frame_loss(self.heads["frames"](vectors), batch, chosen, torch.arange(len(chosen))),
         }
 
-    def states(self, batch: LessonBatch) -> dict[str, torch.Tensor]:
-        """The third lesson's losses: whole videos through the text model's frame block."""
-        core = self.model.model
-        text = self.processor.encode_questions(batch.questions)
-        features = core.get_video_features(
-            self._pixels(batch), batch.num_frames, **text, video_index=batch.video_index
-        ).pooler_output
-        lengths = batch.num_frames[batch.video_index]
-        embeds = pad_sequence(list(features), batch_first=True) * core.embedding_scale  # (Q, T, H)
-        mask = torch.arange(embeds.shape[1]) < lengths[:, None]
-        positions = torch.arange(embeds.shape[1]).expand(len(lengths), -1)
-        outputs = core._run_text_model(embeds, mask.long(), positions, None, mask)
-        return state_loss(self.heads["states"](outputs.hidden_states[-2]), batch, mask)
-
     def words(self, batch: LessonBatch) -> dict[str, torch.Tensor]:
-        """The last lesson's losses: those of SFT, and of the third lesson on the same frame states."""
-        states = []
-        hook = self.model.frame_head.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0]))
+        """The last lesson's losses: those of SFT, and what the frame states should know when words ask them for it.
+
+        What goes on is asked of `m_t`, which later layers read and visual capture pools; the number of an event among
+        those asked for, and which frames a given moment means, one layer before the evidence heads.
+        """
+        core, inputs = self.model.model, self.collator(batch.rows)
+        late: list[torch.Tensor] = []
+        hook = core.language_model.layers[-2].register_forward_pre_hook(
+            lambda module, args, kwargs: late.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
         try:
-            outputs = self.model(**self.collator(batch.rows))
+            outputs = self.model(**inputs)
         finally:
             hook.remove()
-        seen = state_loss(self.heads["states"](states[0]), batch, outputs.frame_mask)
-        order = order_loss(self.heads["words"](states[0])["order"], batch, outputs.frame_mask)
-        config = self.model.config
-        return {
+        mask, config = outputs.frame_mask, self.model.config
+        prompt = inputs["input_ids"][:, : inputs["prompt_length"]]
+        frames = take_columns(late[0], token_columns(prompt == config.video_token_id, mask.shape[1]))
+        known = self.heads["words"](frames)
+        losses = {
             "lm": outputs.lm_loss,
             "grounding": config.grounding_weight * outputs.grounding_loss,
             "consistency": config.consistency_weight * outputs.consistency_loss,
-            "order": 3 * order,
-            **seen,
+            **state_loss(self.heads["states"](outputs.frame_states), batch, mask),
+            "order": 3 * order_loss(known["order"], batch, mask),
         }
+        given = prompt == config.evidence_token_id
+        (rows,) = torch.where(given.any(1))
+        if len(rows):  # a moment given in the question
+            at = self.heads["words"](late[0][rows, given[rows].float().argmax(1)])["query"]
+            logits = evidence_similarity(at[:, None], known["key"][rows])[:, 0]
+            inside = frame_distance(inputs["evidence_spans"][rows, 0], mask.shape[1]) == 0
+            losses["moment"] = F.binary_cross_entropy_with_logits(logits[mask[rows]], inside[mask[rows]].float())
+        return losses
 
     def run(self, output_dir: str | None = None) -> dict[str, float]:
-        """All lessons that are not done yet; weights are kept after each, so that a killed run goes on after it."""
-        options, results, start = self.options, {}, 0
+        """All lessons that are not done yet; a killed run goes on from what it kept last."""
+        results, start = {}, FIRST_SCENE
         for lesson in LESSONS:
-            steps = getattr(options, lesson)
+            steps = getattr(self.options, lesson)
             kept = Path(output_dir) / f"warmup-{lesson}.safetensors" if output_dir else None
             if kept and kept.is_file():
-                both = nn.ModuleDict({"model": self.model, "heads": self.heads})
-                both.load_state_dict(load_file(kept), strict=False)
+                nn.ModuleDict({"model": self.model, "heads": self.heads}).load_state_dict(load_file(kept), strict=False)
                 self.model.tie_weights()
             elif steps:
-                results |= self._lesson(lesson, steps, start)
-                if kept:
-                    kept.parent.mkdir(parents=True, exist_ok=True)
-                    both = nn.ModuleDict({"model": self.model, "heads": self.heads})
-                    save_file({name: value.contiguous().clone() for name, value in both.state_dict().items()}, kept)
-            start += steps * options.batch_size
+                results |= self._lesson(lesson, steps, start, kept)
+            start += steps * self.options.batch_size
         return results
 
-    def _lesson(self, lesson: str, steps: int, start: int) -> dict[str, float]:
-        options, whole = self.options, lesson in ("states", "words")
-        size = options.video_batch_size if whole else options.batch_size
-        data = ShapesLessons(
-            steps * size, self.model.config.vision_config.image_size, options.fps, None if whole else 4,
-            1 if lesson == "patches" else options.questions, seed=self.seed, start=1_000_000 + start,
-            task_weights=options.task_weights if lesson == "words" else None,
-            **({"difficulties": ("middle",)} if lesson == "words" else {}),
-        )  # fmt: skip
-        loader = DataLoader(data, size, num_workers=options.num_workers, collate_fn=collate_lessons)
-        core = self.model.model
-        tower = [] if whole else [core.vision_tower]
-        core.vision_tower.requires_grad_(not whole)
-        parts = {"patches": [], "frames": [core.connector], "states": [core.connector, core.language_model]}
-        trained = [*tower, *parts.get(lesson, [self.model]), self.heads]
-        parameters = [p for part in trained for p in part.parameters() if p.requires_grad]
-        rate = options.learning_rate if lesson == "patches" else options.learning_rate / 2
-        optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
-        warm = min(100, steps // 4 + 1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / warm, 1.0) * (1 - 0.8 * step / steps)
-        )
+    def _lesson(self, lesson: str, steps: int, start: int, kept: Path | None) -> dict[str, float]:
+        """One lesson, from its beginning or from where it was when it was killed."""
+        state = _LessonState(self, lesson, steps, kept)
+        done = state.resume()
         recent, started = defaultdict(list), time.time()
         self.model.train()
-        bar = tqdm(loader, desc=f"warm-up: {lesson}")
-        for step, batch in enumerate(bar, 1):
+        bar = tqdm(self._batches(lesson, steps, start, done), desc=f"warm-up: {lesson}", initial=done, total=steps)
+        for step, batch in enumerate(bar, done + 1):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
                 losses = getattr(self, lesson)(batch)
-            loss = sum(value for name, value in losses.items() if value.requires_grad)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], 1.0)
-            optimizer.step()
-            schedule.step()
+            sum(value for value in losses.values() if value.requires_grad).backward()
+            state.update()
             for name, value in losses.items():
                 recent[name].append(value.detach())
             if step % 100 == 0 or step == steps:
@@ -351,8 +377,102 @@ class Warmup:
                 text = " ".join(f"{name} {value:.3f}" for name, value in means.items())
                 logger.warning("warm-up %s, step %d, %.0f s: %s", lesson, step, time.time() - started, text)
                 recent.clear()
-        core.vision_tower.requires_grad_(True)
+            if step % self.options.save_steps == 0 and step < steps:
+                state.save(step)
+        state.finish()
         return {f"warmup/{lesson}/{name}": value for name, value in means.items()}
+
+    def _batches(self, lesson: str, steps: int, start: int, done: int) -> DataLoader:
+        options, whole = self.options, lesson == "words"
+        size = options.video_batch_size if whole else options.batch_size
+        data = ShapesLessons(
+            (steps - done) * size, self.model.config.vision_config.image_size, options.fps, None if whole else 4,
+            1 if lesson == "patches" else options.questions, seed=self.seed, start=start + done * size,
+            task_weights=options.task_weights if lesson == "words" else None,
+            **({"difficulties": ("middle",)} if lesson == "words" else {}),
+        )  # fmt: skip
+        own = torch.Generator()  # a loader draws a seed; from the global generator a resumed run would draw another
+        return DataLoader(data, size, num_workers=options.num_workers, collate_fn=collate_lessons, generator=own)
+
+
+class _LessonState:
+    """What one lesson trains, with which optimizers, and what of it is kept on disk."""
+
+    def __init__(self, warmup: Warmup, lesson: str, steps: int, kept: Path | None):
+        model, options = warmup.model, warmup.options
+        core = model.model
+        self.model, self.kept = model, kept
+        self.both = nn.ModuleDict({"model": model, "heads": warmup.heads})
+        # a text model that knows nothing yet would spoil what the connector says: where things are, most of all
+        for part in (core.vision_tower, core.connector):
+            part.requires_grad_(lesson != "words")
+        parts = {
+            "patches": [core.vision_tower],
+            "frames": [core.vision_tower, core.connector],
+            "words": [model],
+        }[lesson]
+        matrices, others = [], list(warmup.heads.parameters())
+        for name, parameter in (item for part in parts for item in part.named_parameters()):
+            if parameter.requires_grad:
+                inner = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+                (matrices if inner else others).append(parameter)
+        self.parameters = [*matrices, *others]
+        adam = torch.optim.AdamW(others, lr=options.adam_learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+        self.optimizers = [Muon(matrices, lr=options.learning_rate), adam]
+        warm = min(100, steps // 4 + 1)
+
+        def rate(step: int) -> float:
+            return min((step + 1) / warm, 1.0) * (1 - (1 - options.last_rate) * step / steps)
+
+        self.schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in self.optimizers]
+
+    def update(self) -> None:
+        """One step of both optimizers."""
+        nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], 1.0)
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+
+    @property
+    def _partial(self) -> Path:
+        return self.kept.with_suffix(".partial")
+
+    def save(self, step: int) -> None:
+        """Keep everything that a killed run needs to go on from here."""
+        if self.kept is None:
+            return
+        state = {
+            "step": step,
+            "weights": self.both.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "random": torch.get_rng_state(),
+        }
+        self.kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, self._partial.with_suffix(".new"))
+        self._partial.with_suffix(".new").replace(self._partial)  # a kill while saving leaves the older one
+
+    def resume(self) -> int:
+        """Take up what `save` kept; returns the steps that were done."""
+        if self.kept is None or not self._partial.is_file():
+            return 0
+        state = torch.load(self._partial, weights_only=True)
+        self.both.load_state_dict(state["weights"])
+        for parts, states in ((self.optimizers, state["optimizers"]), (self.schedules, state["schedules"])):
+            for part, values in zip(parts, states, strict=True):
+                part.load_state_dict(values)
+        torch.set_rng_state(state["random"])
+        return state["step"]
+
+    def finish(self) -> None:
+        """Keep the weights after the lesson."""
+        self.model.requires_grad_(True)
+        if self.kept is not None:
+            self.kept.parent.mkdir(parents=True, exist_ok=True)
+            weights = {name: value.contiguous().clone() for name, value in self.both.state_dict().items()}
+            save_file(weights, self.kept)
+            self._partial.unlink(missing_ok=True)
 
 
 def warm_up(model, processor, options: dict, output_dir: str | None = None, seed: int = 0, bf16: bool = False) -> dict:
