@@ -53,8 +53,9 @@ def make_checkpoint(folder: Path, seed: int = 0, size: int = 1000) -> Path:
 def folder(tmp_path: Path) -> Path:
     """A complete checkpoint folder with things beside it that stay on this machine."""
     folder = make_checkpoint(tmp_path / "model")
-    for name in ("checkpoint-10/model.safetensors", "optimizer.pt", "training_args.bin", "__pycache__/a.pyc"):
-        (folder / name).parent.mkdir(exist_ok=True)
+    run = ("checkpoint-10/model.safetensors", "warmup-words.safetensors", "eval-shapes/videos/a.mp4", "optimizer.pt")
+    for name in (*run, "training_args.bin", "__pycache__/a.pyc", "runs/events.out.tfevents.1"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"local")
     return folder
 
@@ -434,14 +435,14 @@ def test_adapter_folder(hub_here: LocalHub, tmp_path: Path, repo_id: str) -> Non
 def test_safe_save_swaps_the_folder(tmp_path: Path) -> None:
     target = tmp_path / "runs" / "model"
     safe_save(lambda folder: make_checkpoint(folder, seed=0) and None, target)
-    for name in ("checkpoint-5/state.txt", "model-00001-of-00002.safetensors", "old_d2vlm.py", "loss.png"):
+    kept = ("checkpoint-5/state.txt", "warmup-words.safetensors", "loss.png")
+    for name in (*kept, "model-00001-of-00002.safetensors", "old_d2vlm.py"):
         (target / name).parent.mkdir(exist_ok=True)
         (target / name).write_text("old")
     assert safe_save(lambda folder: make_checkpoint(folder, seed=1) and None, target) == target
     expected = np.random.default_rng(1).normal(size=1000).astype(np.float32)
     assert np.array_equal(load_file(target / "model.safetensors")["weight"], expected)
-    assert (target / "checkpoint-5" / "state.txt").read_text() == "old"
-    assert (target / "loss.png").exists()
+    assert [(target / name).read_text() for name in kept] == ["old"] * 3
     assert not (target / "model-00001-of-00002.safetensors").exists()  # would be loaded beside the new weights
     assert not (target / "old_d2vlm.py").exists()
     assert [path.name for path in target.parent.iterdir()] == ["model"]

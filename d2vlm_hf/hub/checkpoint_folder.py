@@ -20,7 +20,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 # what this folder was last pushed to; stays on this machine
 RECORD = ".d2vlm_push.json"
-# left on this machine: records, caches, and what only resuming a training run needs (pickles among them)
+# left on this machine: records, caches, videos, and what only resuming a training run needs (pickles among them)
 LOCAL_ONLY = (
     RECORD,
     ".git/*",
@@ -29,6 +29,9 @@ LOCAL_ONLY = (
     "*.pyc",
     ".DS_Store",
     "checkpoint-*/*",
+    "eval-shapes/*",
+    "warmup-*",
+    "*events.out.tfevents.*",
     "global_step*/*",
     "optimizer.*",
     "scheduler.*",
@@ -37,8 +40,8 @@ LOCAL_ONLY = (
     "training_args.bin",
     "trainer_state.json",
 )
-# files on the Hub that would be loaded instead of, or beside, those of a newer push
-STALE = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.py")
+# files that would be loaded instead of, or beside, those of a newer save or push
+STALE = ("model*.safetensors", "adapter_model*", "*.safetensors.index.json", "pytorch_model*.bin*", "*.py")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 PIPELINE_TASK = "video-grounding"
 
