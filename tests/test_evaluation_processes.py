@@ -23,7 +23,7 @@ PREDICTIONS = "predictions-model-000.jsonl"
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory) -> list[str]:
-    """16 rows about 4 videos, asked in 4 batches and a rest."""
+    """12 rows about 4 videos, asked in 4 batches."""
     folder = tmp_path_factory.mktemp("evaluation")
     save_checkpoint(folder / "checkpoint", *tiny())
     rows = sft_rows(folder, videos=4)

@@ -239,4 +239,5 @@ def test_examples_differ_in_task_and_video():
                for row, score in zip(rows, np.linspace(1, 0, 8), strict=True)]  # fmt: skip
     assert choose_examples(results, rows, 3, best=True) == [0, 6, 1]  # the first tal of another video
     assert choose_examples(results, rows, 3, best=False) == [7, 1, 6]
+    assert choose_examples(results, rows, 2, best=False, taken=[7]) == [6, 1]
     assert choose_examples(results, [{**row, "spans": []} for row in rows], 3, best=True) == []

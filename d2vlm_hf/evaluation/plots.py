@@ -213,7 +213,11 @@ def _bar(axes: "Axes", y: float, bar: Sequence, colour: str, highest: float) -> 
 
 
 def choose_examples(
-    results: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], count: int, best: bool
+    results: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    count: int,
+    best: bool,
+    taken: Sequence[int] = (),
 ) -> list[int]:
     """Places of the best or worst rows: of different tasks and videos as far as there are, richer ones first.
 
@@ -226,11 +230,13 @@ def choose_examples(
             How many.
         best (`bool`):
             The best, or the worst.
+        taken (`Sequence[int]`, *optional*):
+            Places that are shown already.
 
     Returns:
         `list[int]`: at most `count` places, the same for the same results; rows without true spans are left out.
     """
-    able = [n for n, row in enumerate(rows) if row["spans"] and results[n].get("score") is not None]
+    able = [n for n, row in enumerate(rows) if row["spans"] and n not in taken and results[n].get("score") is not None]
     able.sort(key=lambda n: (-results[n]["score"] if best else results[n]["score"], -min(len(rows[n]["spans"]), 3), n))
     chosen: list[int] = []
     for fresh in ({"task", "video"}, {"video"}, set()):
@@ -306,11 +312,12 @@ def draw_examples(
     if not all("score" in result for result in results):
         return []
     paths: list[Path] = []
-    shown: set[int] = set()
+    shown: list[int] = []
     for name in ("best", "worst"):
-        places = choose_examples(results, rows, count, best=name == "best")
-        for number, place in enumerate((place for place in places if place not in shown), 1):
-            row, shown = rows[place], shown | {place}
+        places = choose_examples(results, rows, count, best=name == "best", taken=shown)
+        shown += places
+        for number, place in enumerate(places, 1):
+            row = rows[place]
             drawable = _drawable(predictions.get(str(row["id"])), row)
             if drawable is None:
                 continue
