@@ -34,6 +34,7 @@ FLOORS = {
         "training.sft_trainer",
     ],
     5: [
+        "training.warmup",
         "commands.ground",
         "data.build",
         "evaluation.run",
@@ -50,7 +51,7 @@ FLOORS = {
         "lmms_plugin.answers",
         "lmms_plugin.task",
         "training.scratch",
-        "training.warmup",
+        "training.lesson_losses",
     ],
     3: [
         "model.modeling_d2vlm",

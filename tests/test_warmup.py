@@ -12,7 +12,7 @@ from tiny_runs import SPEC, tiny
 
 from d2vlm_hf.data import shapes_lessons as lessons
 from d2vlm_hf.data.shapes import make_rows, make_scene
-from d2vlm_hf.training import warmup
+from d2vlm_hf.training import lesson_losses, warmup
 from d2vlm_hf.training.configs import ModelArguments
 from d2vlm_hf.training.muon import Muon, orthogonalise
 
@@ -77,7 +77,7 @@ def test_perfect_patches_cost_nothing(batch):
     side = 4
     places = [((x + 0.5) / side, (y + 0.5) / side) for y in range(side) for x in range(side)]  # row by row
     frames = len(batch.pixels)
-    heads = sure(warmup.PATCH_PARTS, frames, side * side)
+    heads = sure(lesson_losses.PATCH_PARTS, frames, side * side)
     heads["centre"] = torch.zeros(frames, side * side, 2)
     covered = 0
     for frame in range(frames):
@@ -87,7 +87,7 @@ def test_perfect_patches_cost_nothing(batch):
                 for k in range(lessons.MAX_OBJECTS)
                 if batch.present[frame, k]
             ]
-            near = [(far, k) for far, k in near if far < warmup.OBJECT_REACH[int(batch.big[frame, k])]]
+            near = [(far, k) for far, k in near if far < lesson_losses.OBJECT_REACH[int(batch.big[frame, k])]]
             k = min(near)[1] if near else None
             covered += k is not None
             heads["look"][frame, place, 0 if k is None else 1 + batch.look[frame, k]] = SURE
@@ -97,18 +97,18 @@ def test_perfect_patches_cost_nothing(batch):
                     2 * torch.tensor([batch.dark[frame, k], batch.big[frame, k]]).float() - 1
                 )
                 heads["centre"][frame, place] = batch.centre[frame, k]
-    losses = warmup.patch_loss(heads, batch)
+    losses = lesson_losses.patch_loss(heads, batch)
     assert covered > 20
     assert losses.pop("shape_accuracy") == 1
     assert all(float(loss) < 1e-6 for loss in losses.values()), losses
     heads["look"] = heads["look"].roll(1, -1)
-    assert warmup.patch_loss(heads, batch)["look"] > 1
+    assert lesson_losses.patch_loss(heads, batch)["look"] > 1
 
 
 def test_perfect_states_cost_nothing(batch):
     longest = int(batch.num_frames.max())
     mask = torch.arange(longest) < batch.num_frames[batch.video_index][:, None]
-    heads = sure(warmup.STATE_PARTS, len(batch.questions), longest)
+    heads = sure(lesson_losses.STATE_PARTS, len(batch.questions), longest)
     first = (batch.num_frames.cumsum(0) - batch.num_frames).tolist()
     active_frames = 0
     for question, video in enumerate(batch.video_index.tolist()):
@@ -121,7 +121,7 @@ def test_perfect_states_cost_nothing(batch):
                 if batch.matched[question, k] and batch.present[first[video] + time, k]:
                     before, after = max(time - 1, 0), min(time + 1, int(batch.num_frames[video]) - 1)
                     shift = batch.centre[first[video] + after, k] - batch.centre[first[video] + before, k]
-                    shift = warmup.SHIFT_SCALE * shift
+                    shift = lesson_losses.SHIFT_SCALE * shift
                     heads["shifts"][question, time, 2 * colour : 2 * colour + 2] = shift
                 heads["asked"][question, time][doing & batch.asked[question]] = SURE
                 if (doing & batch.asked[question]).any():
@@ -129,17 +129,17 @@ def test_perfect_states_cost_nothing(batch):
                     heads["active"][question, time] = SURE
                     heads["colour"][question, time, batch.colour[first[video], k]] = SURE
                     heads["shape"][question, time, batch.shape[first[video], k]] = SURE
-    losses = warmup.state_loss(heads, batch, mask)
+    losses = lesson_losses.state_loss(heads, batch, mask)
     assert active_frames > 20
     assert losses.pop("active_iou") == 1
     assert all(float(loss) < 1e-6 for loss in losses.values()), losses
     heads["active"] = -heads["active"]
-    assert warmup.state_loss(heads, batch, mask)["active_iou"] == 0
+    assert lesson_losses.state_loss(heads, batch, mask)["active_iou"] == 0
 
 
 def test_frames_are_scored_by_what_the_question_names(batch):
     frames = torch.zeros(len(batch.questions), dtype=torch.long)
-    heads = sure(warmup.FRAME_PARTS, len(batch.questions))
+    heads = sure(lesson_losses.FRAME_PARTS, len(batch.questions))
     seen = (batch.matched & batch.present[frames]).sum(1).clamp(max=2)
     heads["count"].scatter_(1, seen[:, None], SURE)
     heads["words"] = SURE * (2 * batch.words.float() - 1)
@@ -148,7 +148,7 @@ def test_frames_are_scored_by_what_the_question_names(batch):
             if batch.matched[question, k] and batch.present[0, k]:
                 colour = int(batch.colour[0, k])
                 heads["places"][question, 2 * colour : 2 * colour + 2] = batch.centre[0, k]
-    losses = warmup.frame_loss(heads, batch, frames, torch.arange(len(batch.questions)))
+    losses = lesson_losses.frame_loss(heads, batch, frames, torch.arange(len(batch.questions)))
     assert losses["count_accuracy"] == 1
     assert float(losses["count"]) < 1e-6
     assert float(losses["words"]) < 1e-6
