@@ -233,7 +233,7 @@ def test_facts_of_a_data_set_from_its_files(tmp_path: Path) -> None:
         ("{", r"facts\.json is no JSON \(.*\). Correct it, or fetch it again."),
         ("[1]", r"facts\.json holds list where a JSON object with names and values is needed"),
         ('{"card": "poster"}', r"has card='poster'\. Use one of model, converted, dataset"),
-        ('{"card": "model", "title": "x", "colour": 1}', r"has facts that no model card has: \['colour'\], and lacks \['repo_id'"),
+        ('{"card": "model", "title": "x", "colour": 1}', r"has facts that no model card has: \['colour'\], and lacks"),
         ('{"card": "dataset", "run": {"seed": 1}}', r"is no record of a run: it has a stage, and of other facts only"),
         ('{"card": "model", "runs": [{"stage": "SFT", "speed": 1}]}', "is no record of a run"),
     ],
