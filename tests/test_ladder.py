@@ -34,7 +34,7 @@ def test_every_arm_runs_and_a_second_call_only_reports(tmp_path):
         "stage0": str(tmp_path / "stage0"), "output_dir": str(tmp_path / "out"), "readme": str(readme), "seeds": [0],
         "difficulty": "easy", "fps": 1.0, "train_videos": 3, "train_rows": 2, "preference_videos": 3,
         "preferences_per_row": 1, "test_videos": 2, "test_rows": 3, "steps": 2, "videos_per_step": 1, "save_steps": 0,
-        "further_steps": 1, "pairs_per_step": 2, "max_new_tokens": 6,
+        "further_steps": 2, "pairs_per_step": 2, "max_new_tokens": 6,
     }  # fmt: skip
     config = tmp_path / "ladder.yaml"
     config.write_text(yaml.safe_dump(recipe))

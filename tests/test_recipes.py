@@ -105,7 +105,7 @@ def test_big_recipes_train_a_tiny_model(tmp_path, rows, folder):
         path = RECIPES / folder / f"{kind}.yaml"
         arguments, _, config = parsed(path, **SMALL, **start)
         assert arguments.use_lora
-        model, processor = load_model(arguments, config.output_dir)
+        model, processor = load_model(arguments, config)
         adapters = lora_config(model, arguments)
         if kind == "sft":
             model = get_peft_model(model, adapters)

@@ -63,6 +63,8 @@ class D2VLMSFTConfig(GroundingArguments, TrainingArguments):
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "Inputs that are targets."}
     )
+    # here and not in ModelArguments: TRL's DPOConfig has the option too, and a parser takes every option once
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that a Hub model brings along."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,7 +91,6 @@ class ModelArguments:
         metadata={"help": "First lessons on the shapes world for a model from `scratch`: fields of `WarmupOptions`."},
     )
     revision: str = field(default="main", metadata={"help": "Revision of a Hub model."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that a Hub model brings along."})
     dtype: str | None = field(default=None, metadata={"help": "dtype to load the weights in, as 'bfloat16'."})
     attn_implementation: str | None = field(
         default=None, metadata={"help": "'sdpa', 'eager', ... On a CPU in bfloat16 'eager' trains faster."}

@@ -35,12 +35,12 @@ def last_checkpoint(folder: str) -> str | None:
     return get_last_checkpoint(folder) if os.path.isdir(folder) else None
 
 
-def load_model(arguments: ModelArguments, output_dir: str):
+def load_model(arguments: ModelArguments, config):
     """The model and processor that a run starts from; one from nothing goes on with what it saved itself."""
-    options = {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
+    options = {"revision": arguments.revision, "trust_remote_code": config.trust_remote_code}
     source = arguments.model_name_or_path
     if arguments.scratch is not None:
-        source = last_checkpoint(output_dir)
+        source = last_checkpoint(config.output_dir)
         if source is None:
             return build_from_scratch(arguments.scratch, shapes_corpus())
     processor = AutoProcessor.from_pretrained(source, **options)
@@ -109,7 +109,7 @@ def run_sft(model_arguments: ModelArguments, data: DataArguments, config: D2VLMS
         The metrics of the run: `train_runtime` in seconds, `train_loss`, and those of the last evaluation.
     """
     set_seed(config.seed)
-    model, processor = load_model(model_arguments, config.output_dir)
+    model, processor = load_model(model_arguments, config)
     if model_arguments.attn_implementation is not None:
         model.set_attn_implementation(model_arguments.attn_implementation)
     if model_arguments.warmup is not None and last_checkpoint(config.output_dir) is None:

@@ -43,7 +43,7 @@ def run_fpo(model_arguments: ModelArguments, data: DataArguments, config: FPOCon
             "dataset is missing: FPO trains on stored preference rows. Make them with `d2vlm make-preferences`."
         )
     set_seed(config.seed)
-    model, processor = load_model(model_arguments, config.output_dir)
+    model, processor = load_model(model_arguments, config)
     if model_arguments.attn_implementation is not None:
         model.set_attn_implementation(model_arguments.attn_implementation)
     trainer = FPOTrainer(
