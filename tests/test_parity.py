@@ -78,7 +78,8 @@ def prepare(trainee, layout: str):
 
 
 def assert_close(value: torch.Tensor, wanted: torch.Tensor):
-    torch.testing.assert_close(value, wanted, rtol=0, atol=TOLERANCE)
+    # the raw vision states reach 30, where float32 itself differs by 1e-5 from one kind of CPU to another
+    torch.testing.assert_close(value, wanted, rtol=1e-6, atol=TOLERANCE)
 
 
 def assert_gradients_close(model, tensors: dict[str, torch.Tensor]):

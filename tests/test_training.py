@@ -245,6 +245,9 @@ def test_the_shapes_recipe_runs_and_loads_again(tmp_path):
         "eval_max_new_tokens": 4,
     }
     recipe["shapes"] |= {"size": 16, "fps": 1.0}
+    recipe["warmup"] |= {
+        "patches": 1, "frames": 1, "words": 1, "batch_size": 2, "video_batch_size": 1, "num_workers": 0, "fps": 1.0,
+    }  # fmt: skip
     config = tmp_path / "recipe.yaml"
     config.write_text(yaml.safe_dump(recipe))
     main(["--config", str(config)])

@@ -3,10 +3,14 @@
 """Predictions on disk: JSON lines, a header with the settings first, then one row a sample, appended as they come."""
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+
+logger = logging.getLogger(__name__)
 
 
 class PredictionFile:
@@ -64,8 +68,12 @@ class PredictionFile:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    *lines, last = path.read_text(encoding="utf-8").split("\n")
+    records = [json.loads(line) for line in lines if line.strip()]
+    try:  # a last line without its end was cut by a kill, unless another program just left the end out
+        records += [json.loads(last)] if last.strip() else []
+    except json.JSONDecodeError:
+        logger.warning("%s ends in a line that was cut off; it is left out", path)
     header = records[0] if records and "settings" in records[0] else {}
     return header, {str(record["id"]): record for record in records if "id" in record}
 
