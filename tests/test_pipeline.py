@@ -4,7 +4,7 @@
 
 import copy
 import json
-import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from d2vlm_hf.model.answers_d2vlm import format_span
 from d2vlm_hf.model.generation_d2vlm import EvidenceStreamer
 from d2vlm_hf.model.pipeline_d2vlm import MAX_NEW_TOKENS, VideoGroundingPipeline
 from d2vlm_hf.model.requests_d2vlm import join_inputs
+from d2vlm_hf.model.spans_d2vlm import temporal_iou
 
 
 QUESTION = "When does the man open the door?"
@@ -441,7 +442,24 @@ def test_model_and_processor_must_belong_together(pipe):
 # ---- the shipped checkpoint -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not os.path.isdir(d2vlm_hf.bundled_checkpoint()), reason="the shipped checkpoint is not there yet")
 def test_the_shipped_checkpoint_is_the_default(videos):
     result = pipeline("video-grounding")(videos[0], question=QUESTION)
     assert set(result) == {"answer", "evidence", "references", "fps", "duration"}
+
+
+def test_the_shipped_checkpoint_grounds_the_shipped_clip():
+    clip = Path(d2vlm_hf.bundled_clip())
+    known = json.loads(clip.with_suffix(".json").read_text())
+    result = pipeline("video-grounding")(str(clip), question=known["question"])
+    (moment,) = result["evidence"]
+    assert float(temporal_iou([[moment["start"], moment["end"]]], known["spans"])[0, 0]) >= 0.75
+    assert result["answer"].startswith("The red circle appears at ")
+    assert result["references"][0]["evidence"] == 0
+
+
+def test_the_shipped_checkpoint_is_small_and_tells_no_path():
+    folder = Path(d2vlm_hf.bundled_checkpoint())
+    assert (folder / "model.safetensors").stat().st_size < 15e6
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+    texts = [path.read_text() for path in folder.rglob("*config.json")]
+    assert not any(place in text for text in texts for place in ('"/', "/home/", "site-packages"))

@@ -313,11 +313,12 @@ def blind_controls(
     lengths = {row["video"]: row["duration"] for row in rows}
     if len(lengths) < 2:
         raise ValueError(f"Videos cannot be swapped between rows of {len(lengths)} video. Give rows of two or more.")
-    # a ring through all videos, ordered by length and at random within one: everybody gets the next one's
+    # a queue of all videos, ordered by length and at random within one: everybody gets the next one's, which is as long
+    # or longer, so that moments given in a question lie inside; the last gets that of the one before
     order = np.random.default_rng(seed).permutation(len(lengths))
     names = [list(lengths)[place] for place in order]
     names.sort(key=lengths.__getitem__)
-    following = dict(zip(names, [*names[1:], names[0]], strict=True))
+    following = dict(zip(names, [*names[1:], names[-2]], strict=True))
     controls = {"swapped": [{**row, "video": following[row["video"]]} for row in rows]}
     if folder is not None:
         black = {seconds: Path(folder) / f"black-{seconds:g}s.mp4" for seconds in sorted(set(lengths.values()))}
