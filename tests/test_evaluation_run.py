@@ -106,15 +106,15 @@ def test_predictions_of_another_system(tmp_path, rows, row_file):
 def test_the_whole_run_with_blind_controls(tmp_path, checkpoint, row_file, capsys):
     config = tmp_path / "evaluate.yaml"
     config.write_text(
-        f"dataset: {row_file}\nmodel: {checkpoint}\nblind: [swapped, black]\nlimit: 8\nmax_new_tokens: 6\n"
+        f"dataset: {row_file}\nmodel: {checkpoint}\nblind: [swapped, black, constant]\nlimit: 8\nmax_new_tokens: 6\n"
         f"batch_size: 4\nexamples: 1\noutput_dir: {tmp_path / 'out'}\n"
     )
     main(["--config", str(config)])
     shown = capsys.readouterr()
-    assert "| metric | model | swapped | black |" in shown.out
+    assert "| metric | model | swapped | black | constant |" in shown.out
     assert "score=" in shown.err  # the bar
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert {"settings", "model", "swapped", "black"} <= set(results)
+    assert {"settings", "model", "swapped", "black", "constant"} <= set(results)
     assert str(tmp_path) not in json.dumps(results["settings"])
     written = (tmp_path / "out" / "results.md").read_text()
     assert written.startswith(table(results) + "\n\n![headlines](figures/headlines.png)\n")
@@ -175,7 +175,10 @@ def test_without_matplotlib_there_are_results_and_no_figures(tmp_path, rows, row
     ("options", "message"),
     [
         ({"benchmark": "films", "dataset": "x"}, "benchmark='films' is unknown"),
-        ({"dataset": "x", "blind": ["grey"]}, r"has unknown controls \['grey'\]. Use 'swapped' and 'black'."),
+        (
+            {"dataset": "x", "blind": ["grey"]},
+            r"unknown controls \['grey'\]. Use 'swapped', 'black' and 'constant'.",
+        ),
         ({"compare": ["a"]}, "names 1 files: two are compared. Give two."),
         ({}, "dataset=None, shapes=None: rows come from exactly one"),
     ],

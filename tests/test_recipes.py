@@ -10,6 +10,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Video, load_dataset
+from huggingface_hub import DatasetCard
 from peft import get_peft_model
 from tiny_runs import SPEC, preference_dataset, sft_rows, tiny
 from trl import TrlParser
@@ -152,6 +153,11 @@ def test_small_recipes_run_one_after_the_other(tmp_path):
     assert {"shift", "tamper", "mcqa"} <= set(counts["made"])
     written = load_dataset(str(tmp_path / "preferences"), split="train").cast_column("video", Video(decode=False))
     assert len(written) == sum(counts["made"].values()) > 0
+    card = DatasetCard.load(tmp_path / "preferences" / "README.md")
+    assert (card.data.license, card.data.language) == ("apache-2.0", ["en"])
+    assert f"| split | train | {len(written)} |" in card.text
+    assert "### text: tamper" in card.text
+    assert str(tmp_path) not in card.text
 
     model, processor = tiny()
     save_checkpoint(tmp_path / "sft", model, processor)

@@ -9,7 +9,7 @@ import pytest
 from d2vlm_hf.data.schema import EVIDENCE_TOKEN
 from d2vlm_hf.data.shapes import make_rows
 from d2vlm_hf.data.shapes_world import make_scene
-from d2vlm_hf.evaluation.shapes_benchmark import TASKS, event_phrase, score
+from d2vlm_hf.evaluation.shapes_benchmark import TASKS, constant_predictions, event_phrase, score
 
 
 def row(task, key=0, attribute="", **columns):
@@ -48,9 +48,10 @@ def test_perfect_predictions_score_1(difficulty):
     rows = [r for index in range(40) for r in make_rows(make_scene(difficulty, "test", index, 0), 6)]
     summary, per_row = score(rows, [perfect(r) for r in rows])
     assert set(summary["tasks"]) == set(TASKS)
-    assert {key: figure["value"] for figures in summary["tasks"].values() for key, figure in figures.items()} == (
-        pytest.approx(dict.fromkeys({key for figures in summary["tasks"].values() for key in figures}, 1.0))
-    )
+    figures = {(task, key): value(figure) for task in TASKS for key, figure in summary["tasks"][task].items()}
+    chance = [figures.pop((task, "chance")) for task in ("gvq", "rar")]
+    assert all(0.2 < guess < 0.5 for guess in chance)
+    assert figures == pytest.approx(dict.fromkeys(figures, 1.0))
     for name in ("mean", "absent", "agreement"):
         assert summary[name]["value"] == 1.0, name
     assert (summary["missed"]["value"], summary["failed"]) == (0.0, 0)
@@ -122,6 +123,22 @@ def test_choices_by_attribute():
     assert summary["reasons"] == {"no option in the answer": 1}
     assert value(summary["mean"]) == pytest.approx((0.5 + 0.0) / 2)
     assert per_row[0]["attribute"] == "colour"
+
+
+def test_constant_answers_are_the_best_that_look_at_nothing():
+    options = {"options": ["left", "right", "top"], "duration": 40.0}
+    rows = [
+        row("tvg", 0, spans=[[5, 10]], duration=20.0),
+        row("tvg", 1, spans=[[10, 20]], duration=40.0),
+        row("rar", 2, "position", correct_option=2, **options),
+        row("rar", 3, "position", correct_option=2, **options),
+        row("rar", 4, "position", correct_option=0, **options),
+    ]
+    summary, _ = score(rows, constant_predictions(rows))
+    assert value(summary["tasks"]["tvg"]["IoU"]) == pytest.approx(1)
+    assert value(summary["tasks"]["rar"]["accuracy"]) == pytest.approx(2 / 3)
+    assert value(summary["tasks"]["rar"]["chance"]) == pytest.approx(1 / 3)
+    assert value(summary["attributes_chance"]["position"]) == pytest.approx(1 / 3)
 
 
 def test_rows_with_embedded_videos_keep_no_bytes():

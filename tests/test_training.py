@@ -8,20 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from tiny_runs import SPEC, preference_dataset, sft_rows, tiny
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3Config, SiglipVisionConfig
 
-from d2vlm_hf.data.shapes_language import capital
 from d2vlm_hf.data.sources import RenderedShapes, load_rows, resolve_video
 from d2vlm_hf.hub.publish import check_folder
 from d2vlm_hf.model.configuration_d2vlm import D2VLMConfig
 from d2vlm_hf.model.modeling_d2vlm import D2VLMForConditionalGeneration
 from d2vlm_hf.training.configs import D2VLMSFTConfig, DataArguments, ModelArguments
 from d2vlm_hf.training.grounding_mixin import frame_iou
-from d2vlm_hf.training.run import load_training_rows, lora_config, main, run_sft
+from d2vlm_hf.training.run import last_checkpoint, load_training_rows, lora_config, main, run_sft
 from d2vlm_hf.training.scratch import build_from_scratch
 from d2vlm_hf.training.sft_trainer import D2VLMSFTTrainer
 
@@ -246,7 +246,8 @@ def test_the_shapes_recipe_runs_and_loads_again(tmp_path):
     }
     recipe["shapes"] |= {"size": 16, "fps": 1.0}
     recipe["warmup"] |= {
-        "patches": 1, "frames": 1, "words": 1, "batch_size": 2, "video_batch_size": 1, "num_workers": 0, "fps": 1.0,
+        "patches": 1, "frames": 1, "letters": 1, "words": 1, "batch_size": 2, "video_batch_size": 1, "num_workers": 0,
+        "fps": 1.0,
     }  # fmt: skip
     config = tmp_path / "recipe.yaml"
     config.write_text(yaml.safe_dump(recipe))
@@ -301,25 +302,19 @@ def test_bad_options(build, message):
         build()
 
 
-def test_a_curriculum_goes_from_seeing_to_searching():
+def test_a_curriculum_changes_by_position():
     stages = [
-        {"until": 0.5, "difficulty": "easy", "trim": True, "fps": 1.0, "task_weights": {"rar": 1.0}},
-        {"until": 1.0, "difficulty": "middle", "rows_per_video": 2},
+        {"until": 0.5, "difficulty": "easy", "fps": 1.0, "task_weights": {"rar": 1.0}},
+        {"until": 1.0, "difficulty": "middle", "rows_per_video": 2, "task_weights": {"tvg": 1.0}, "absent_share": 1.0},
     ]
     data = RenderedShapes(8, size=16, stages=stages)
     first, last = data[0]["rows"], data[7]["rows"]
-    assert {row["source"].split("/")[1] for row in first} == {"easy"}
-    for row in first:
-        start, end = row["question_spans"][0]
-        times = row["video"]["timestamps"]
-        assert (start, end) == (times[0], times[-1]) == (0.0, times[-1])
-        assert len(row["video"]["frames"]) == len(times) <= row["duration"] + 1
-    assert {row["source"].split("/")[1] for row in last} == {"middle"}
+    assert {(row["source"].split("/")[1], row["task"]) for row in first} == {("easy", "rar")}
+    assert (np.diff(first[0]["video"]["timestamps"]) == 1).all()
+    assert {(row["source"].split("/")[1], row["task"]) for row in last} == {("middle", "tvg")}
     assert len({id(row["video"]) for row in last}) == 1  # rows about one video share it
     assert len(last) == 2
-    direct = RenderedShapes(8, size=16, stages=[{**stages[0], "until": 1.0, "direct": True}])[0]["rows"]
-    assert [row["answer"] for row in direct] == [f"{capital(row['options'][row['correct_option']])}." for row in first]
-    assert not any("Options" in row["question"] or row["options"] for row in direct)
+    assert not any(row["spans"] for row in last)
     assert (data[0]["rows"][0]["video"]["frames"] == first[0]["video"]["frames"]).all()  # the same for the same index
 
 
@@ -419,3 +414,16 @@ def test_a_run_from_files(tmp_path, rows):
     assert any("q_proj" in name for name in moved)
     assert any("evidence_head" in name for name in moved)
     assert not any("vision_tower" in name for name in moved)
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path, caplog):
+    """The trainer writes weights first and its state last; a kill in between leaves a folder without it."""
+    assert last_checkpoint(str(tmp_path / "gone")) is None
+    for step, state in ((5, '{"global_step": 5}'), (10, '{"global_step": 10}'), (15, '{"global_st'), (20, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"")
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
+    assert f"{tmp_path / 'checkpoint-15' / 'trainer_state.json'} is cut off" in caplog.text

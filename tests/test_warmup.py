@@ -17,7 +17,7 @@ from d2vlm_hf.training.configs import ModelArguments
 from d2vlm_hf.training.muon import Muon, orthogonalise
 
 
-LITTLE = {"patches": 2, "frames": 2, "words": 2, "batch_size": 2, "video_batch_size": 2, "num_workers": 0}
+LITTLE = {"patches": 2, "frames": 2, "letters": 2, "words": 2, "batch_size": 2, "video_batch_size": 2, "num_workers": 0}
 SURE = 30.0
 
 
@@ -180,7 +180,7 @@ def test_warm_up_learns_and_is_kept(tmp_path):
 
 
 def test_a_killed_lesson_goes_on(tmp_path, monkeypatch):
-    options = {**LITTLE, "patches": 0, "frames": 4, "words": 0, "save_steps": 2}
+    options = {**LITTLE, "patches": 0, "frames": 4, "letters": 0, "words": 0, "save_steps": 2}
     whole, processor = tiny()
     warmup.warm_up(whole, processor, options, seed=1)
     killed, processor = tiny()
@@ -203,6 +203,35 @@ def test_a_killed_lesson_goes_on(tmp_path, monkeypatch):
         for name, value in getattr(whole.model, part).state_dict().items():
             torch.testing.assert_close(getattr(again.model, part).state_dict()[name], value, msg=name)
     assert [path.name for path in tmp_path.iterdir()] == ["warmup-frames.safetensors"]
+
+
+def test_letters_are_learned_from_texts_alone(monkeypatch):
+    """The letter follows its words; only the tokens of the answer count, the letters most."""
+    texts = lessons.ChoiceTexts(6, rows=2)
+    with pytest.raises(IndexError):
+        texts[6]
+    rows = [row for index in range(6) for row in texts[index]]
+    assert rows == [row for index in range(6) for row in texts[index]]
+    for row in rows:
+        assert row["question"].startswith("Options: (A) ")
+        letter = "abcd"[row["correct_option"]]
+        assert f"{row['options'][row['correct_option']]} ({letter})" in row["answer"].lower()
+    model, processor = tiny()
+    lesson = warmup.Warmup(model, processor, warmup.WarmupOptions())
+    losses = lesson.letters(rows)
+    assert losses["letter"] > 1
+    assert losses["others"] > 0.1
+    letters = processor.tokenizer.convert_tokens_to_ids(list("ABCD"))
+    said = []
+
+    def head(states):  # a head that always says A
+        said.append(len(states))
+        return SURE * torch.nn.functional.one_hot(torch.full((len(states),), letters[0]), 5000).float()
+
+    monkeypatch.setattr(model.lm_head, "forward", head)
+    share = sum(row["correct_option"] == 0 for row in rows) / len(rows)
+    assert lesson.letters(rows)["letter_accuracy"] == pytest.approx(share)
+    assert said[0] == len(rows)
 
 
 def test_a_given_moment_is_looked_for(batch):

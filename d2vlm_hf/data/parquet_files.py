@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,4 +89,27 @@ def _table(rows: list[Mapping[str, Any]], schema: datasets.Features, embed_video
     return embed_table_storage(table)
 
 
-__all__ = ["write_parquet"]
+def read_texts(folder: str | os.PathLike) -> dict[str, Iterator[dict[str, Any]]]:
+    """The rows that a folder holds, all columns but the video.
+
+    Args:
+        folder (`str` or `PathLike`):
+            Folder that [`write_parquet`] wrote to.
+
+    Returns:
+        `dict[str, Iterator[dict]]`: the rows of each split, read a few at a time.
+    """
+    files: dict[str, list[Path]] = {}
+    for file in sorted((Path(folder) / "data").glob("*-of-*.parquet")):
+        files.setdefault(file.name.rsplit("-", 3)[0], []).append(file)
+    return {split: itertools.chain.from_iterable(map(_texts, parts)) for split, parts in files.items()}
+
+
+def _texts(file: Path) -> Iterator[dict[str, Any]]:
+    with parquet.ParquetFile(file) as opened:
+        names = [name for name in opened.schema_arrow.names if name != "video"]
+        for batch in opened.iter_batches(columns=names):
+            yield from batch.to_pylist()
+
+
+__all__ = ["read_texts", "write_parquet"]

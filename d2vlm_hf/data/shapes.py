@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ..model.spans_d2vlm import temporal_iou
 from .schema import make_row
 from .shapes_render import DEFAULT_SIZE, contact_sheet, object_states, render_frames, write_frames, write_video
-from .shapes_tasks import ASKERS, THINNED
+from .shapes_tasks import ABSENT_SHARE, ASKERS, GROUNDING_TASKS, THINNED
 from .shapes_world import DIFFICULTIES, FILE_FPS, HELD_OUT_PAIRS, SPLITS, Scene, make_scene, scene_rng
 
 
@@ -125,7 +125,11 @@ def _kind_weights(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def make_rows(
-    scene: Scene, count: int = 4, task_weights: Mapping[str, float] | None = None, video: str | None = None
+    scene: Scene,
+    count: int = 4,
+    task_weights: Mapping[str, float] | None = None,
+    video: str | None = None,
+    absent_share: float = ABSENT_SHARE,
 ) -> list[dict[str, Any]]:
     """Ask questions about a scene.
 
@@ -138,6 +142,8 @@ def make_rows(
             As in [`ShapesConfig`].
         video (`str`, *optional*):
             What stands in the column `video`, by default the path that [`generate`] writes to.
+        absent_share (`float`, *optional*, defaults to 0.1):
+            Share of the grounding questions that ask for something that does not occur.
 
     Returns:
         `list[dict]`: Rows of the schema, always the same for the same arguments. The column `source` is
@@ -150,7 +156,7 @@ def make_rows(
     rng = scene_rng(scene.difficulty, scene.split, scene.index, scene.seed, ROW_STREAM)
     rows, asked = [], set()
     for _ in range(count):
-        found = _ask_something_new(scene, rng, weights, asked)
+        found = _ask_something_new(scene, rng, weights, asked, absent_share)
         if found is None:
             continue
         kind, columns = found
@@ -168,7 +174,7 @@ def make_rows(
 
 
 def _ask_something_new(
-    scene: Scene, rng: np.random.Generator, weights: Mapping[str, float], asked: set
+    scene: Scene, rng: np.random.Generator, weights: Mapping[str, float], asked: set, absent_share: float
 ) -> tuple[str, dict[str, Any]] | None:
     """Draw questions until one is new, and return its kind and columns; note it in `asked`."""
     kinds, chances = list(weights), np.array(list(weights.values()))
@@ -177,7 +183,8 @@ def _ask_something_new(
         if attempt % TRIES_PER_TASK == 0:  # a task is tried several times, so that the shares of the tasks hold
             of_task = chances * (tasks == rng.choice(tasks, p=chances))
         kind = kinds[rng.choice(len(kinds), p=of_task / of_task.sum())]
-        asking = None if attempt and kind in FIRST_TRY_KINDS else ASKERS[kind](scene, rng)
+        share = {"absent_share": absent_share} if kind in GROUNDING_TASKS else {}
+        asking = None if attempt and kind in FIRST_TRY_KINDS else ASKERS[kind](scene, rng, **share)
         if asking is None:
             continue
         if asking is THINNED:

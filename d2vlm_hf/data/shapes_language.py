@@ -120,9 +120,9 @@ ANSWERS: dict[str, tuple[str, ...]] = {
         "This does not happen in the video.",
         "There is no moment when {subject} {third}.",
     ),
-    # the letter comes last: before the content has been said, a model would have to think of both at once
-    "gvq": ("{Option} at {evidence}. Best option: ({letter}).", "At {evidence}: {option}. Best option: ({letter})."),
-    "choice": ("{Option}. Best option: ({letter}).", "{Option}, so option ({letter})."),
+    # the letter right after the content: all that is left to do is to find these words among the options
+    "gvq": ("{Option} ({letter}) at {evidence}.", "At {evidence}: {option} ({letter})."),
+    "choice": ("{Option} ({letter}).", "It is {option} ({letter})."),
 }
 SEQUENCES = ("plain", "then", "first")  # how the clauses of a dense caption are joined
 

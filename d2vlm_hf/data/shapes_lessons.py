@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from .shapes import make_rows, make_scene, object_states, render_frames
 from .shapes_language import VERBS
+from .shapes_tasks import ABSENT_SHARE
 from .shapes_world import BASE_SHAPES, COLOURS, EXTRA_SHAPES, MOVES, Scene, verb_of
 
 
@@ -24,6 +25,7 @@ COLOUR_NAMES, SHAPE_NAMES = (*COLOURS,), (*BASE_SHAPES, *EXTRA_SHAPES)
 WHITE_LOOK = len(COLOUR_NAMES)  # a flashing object is white at times: a seventh colour
 EVENT_KINDS = (*(kind for kind in VERBS if verb_of(kind) == kind and kind != "move"), *MOVES)
 MAX_OBJECTS = 5
+CHOICES = {"gvq": 0.55, "rar": 0.45}
 FIRST_LESSON_SCENE = 1_000_000  # scenes that the supervised rows do not use
 
 _SUBJECT = re.compile(rf"\b(?:({'|'.join(COLOUR_NAMES)}) )?({'|'.join(SHAPE_NAMES)}|shape)\b")
@@ -134,6 +136,7 @@ class ShapesLessons(Dataset):
         task_weights (`Mapping[str, float]`, *optional*): As in `ShapesConfig`.
         start (`int`): First scene.
         seed (`int`): Seed of the scenes.
+        absent_share (`float`): As in `make_rows`.
     """
 
     def __init__(
@@ -147,7 +150,9 @@ class ShapesLessons(Dataset):
         task_weights: Mapping[str, float] | None = None,
         start: int = FIRST_LESSON_SCENE,
         seed: int = 0,
+        absent_share: float = ABSENT_SHARE,
     ):
+        self.absent_share = absent_share
         self.length, self.size, self.fps, self.frames, self.questions = length, size, fps, frames, questions
         self.difficulties, self.task_weights = tuple(difficulties), task_weights
         self.start, self.seed = start, seed
@@ -163,7 +168,7 @@ class ShapesLessons(Dataset):
         if self.frames is not None:
             rng = np.random.default_rng([self.seed, self.start + index])
             times = np.sort(rng.choice(times, self.frames, replace=False))
-        rows = make_rows(scene, self.questions, self.task_weights, "rendered")
+        rows = make_rows(scene, self.questions, self.task_weights, "rendered", self.absent_share)
         rows = rows or make_rows(scene, 1, {"dvc": 1.0}, "rendered")
         frames = render_frames(scene, times, self.size)
         about = [question_labels(scene, row["question"]) for row in rows]
@@ -174,6 +179,31 @@ class ShapesLessons(Dataset):
             "rows": [{**row, "video": video} for row in rows],
             **{name: np.stack([labels[name] for labels in about]) for name in about[0]},
         }
+
+
+class ChoiceTexts(Dataset):
+    """Options and the answers to them as text, without the video: finding the letter of what has been said.
+
+    Every item holds the rows of another train scene, their questions cut down to the options.
+
+    Args:
+        length (`int`): Number of scenes.
+        rows (`int`): Rows of each scene, at most.
+        start (`int`): First scene.
+        seed (`int`): Seed of the scenes.
+    """
+
+    def __init__(self, length: int, rows: int = 2, start: int = FIRST_LESSON_SCENE, seed: int = 0):
+        self.length, self.rows, self.start, self.seed = length, rows, start, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> list[dict]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        rows = make_rows(make_scene("middle", "train", self.start + index, self.seed), self.rows, CHOICES, "none")
+        return [{**row, "question": row["question"][row["question"].index("Options:") :]} for row in rows]
 
 
 def collate_lessons(items: Sequence[dict]) -> LessonBatch:
@@ -190,4 +220,12 @@ def collate_lessons(items: Sequence[dict]) -> LessonBatch:
     )
 
 
-__all__ = ["COLOUR_NAMES", "EVENT_KINDS", "SHAPE_NAMES", "LessonBatch", "ShapesLessons", "collate_lessons"]
+__all__ = [
+    "COLOUR_NAMES",
+    "EVENT_KINDS",
+    "SHAPE_NAMES",
+    "ChoiceTexts",
+    "LessonBatch",
+    "ShapesLessons",
+    "collate_lessons",
+]

@@ -79,22 +79,22 @@ class Asking(NamedTuple):
 THINNED = Asking({}, None)  # the row is given up: another question in its place would be asked of some answers only
 
 
-def ask_tvg(scene: Scene, rng: np.random.Generator) -> Asking | None:
-    """When does it happen? One moment, or none in a tenth of the rows."""
+def ask_tvg(scene: Scene, rng: np.random.Generator, absent_share: float = ABSENT_SHARE) -> Asking | None:
+    """When does it happen? One moment, or none in a share of the rows."""
     queries = _queries(scene, rng)
     queries = [query for query in queries if len(query.find(scene)) == 1]
-    return _grounding(scene, rng, queries, "tvg")
+    return _grounding(scene, rng, queries, "tvg", absent_share)
 
 
-def ask_tal(scene: Scene, rng: np.random.Generator) -> Asking | None:
-    """When does it happen, every time? One to three moments, or none in a tenth of the rows."""
+def ask_tal(scene: Scene, rng: np.random.Generator, absent_share: float = ABSENT_SHARE) -> Asking | None:
+    """When does it happen, every time? One to three moments, or none in a share of the rows."""
     queries = [query for query in _queries(scene, rng) if _askable(query.find(scene))]
     if not queries:
         return None
     counts = sorted({len(query.find(scene)) for query in queries})
     weights = np.array([COUNT_WEIGHTS[count] for count in counts])
     count = rng.choice(counts, p=weights / weights.sum())
-    return _grounding(scene, rng, [query for query in queries if len(query.find(scene)) == count], "tal")
+    return _grounding(scene, rng, [query for query in queries if len(query.find(scene)) == count], "tal", absent_share)
 
 
 def ask_dvc(scene: Scene, rng: np.random.Generator) -> Asking | None:
@@ -133,13 +133,15 @@ def _askable(events: Sequence[Event]) -> bool:
     return 1 <= len(events) <= MAX_EVIDENCE and apart
 
 
-def _grounding(scene: Scene, rng: np.random.Generator, queries: list[Query], task: str) -> Asking | None:
-    """Ask for one of the queries, or in a tenth of the cases for something like it that does not occur."""
+def _grounding(
+    scene: Scene, rng: np.random.Generator, queries: list[Query], task: str, absent_share: float
+) -> Asking | None:
+    """Ask for one of the queries, or in a share of the cases for something like it that does not occur."""
     if not queries:
         return None
     query = queries[0]
     about = tuple(event.span for event in query.find(scene))  # an absent event takes the place of a present one
-    if rng.random() < ABSENT_SHARE:
+    if rng.random() < absent_share:
         query = _absent(scene, rng, query)
         if query is None:
             return None
@@ -392,7 +394,8 @@ def _standing_place(scene: Scene, actor: int, moment: tuple[float, float]) -> tu
     return x, y
 
 
-ASKERS: dict[str, Callable[[Scene, np.random.Generator], Asking | None]] = {
+GROUNDING_TASKS = ("tvg", "tal")  # whose askers take an `absent_share`
+ASKERS: dict[str, Callable[..., Asking | None]] = {
     "tvg": ask_tvg,
     "tal": ask_tal,
     "dvc": ask_dvc,
@@ -408,4 +411,4 @@ ASKERS: dict[str, Callable[[Scene, np.random.Generator], Asking | None]] = {
     "rar/position": ask_position,
 }
 
-__all__ = ["ABSENT_SHARE", "ASKERS", "MAX_EVIDENCE", "THINNED", "Asking", "Query"]
+__all__ = ["ABSENT_SHARE", "ASKERS", "GROUNDING_TASKS", "MAX_EVIDENCE", "THINNED", "Asking", "Query"]

@@ -3,7 +3,6 @@
 """Where training rows come from: files, folders, Hub data sets, or the shapes world rendered on the way."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from .schema import NO_OPTION, validate_row
+from .schema import validate_row
 from .shapes import make_rows, make_scene, render_frames
+from .shapes_tasks import ABSENT_SHARE
 
 
-_OPTION_NAMED = re.compile(r"(\. Best option:|, so option) \([A-D]\)\.$")
-STAGE_OPTIONS = {"until", "difficulty", "task_weights", "fps", "rows_per_video", "trim", "direct"}
+STAGE_OPTIONS = {"until", "difficulty", "task_weights", "fps", "rows_per_video", "absent_share"}
 
 
 class RenderedShapes(Dataset):
@@ -31,9 +30,7 @@ class RenderedShapes(Dataset):
         fps (`float`): Frames per second that the model sees.
         rows_per_video (`int`): Questions about each scene.
         stages (`list[dict]`, *optional*): A curriculum by position: `until` (share of the length), `difficulty`, and
-            if wanted `task_weights`, `fps`, `rows_per_video`, and `trim`: questions about a given moment are asked
-            about a clip of that moment alone, so that a model learns to see before it has to search; and `direct`:
-            choice questions come without their options and are answered in words. Default: the middle difficulty.
+            if wanted `task_weights`, `absent_share`, `fps` and `rows_per_video`. Default: the middle difficulty.
         split (`str`), seed (`int`): As in `ShapesConfig`.
     """
 
@@ -70,33 +67,11 @@ class RenderedShapes(Dataset):
         stage = next(s for s in self.stages if index < s["until"] * self.length or s["until"] == 1.0)
         scene = make_scene(stage["difficulty"], self.split, index, self.seed)
         count = stage.get("rows_per_video", self.rows_per_video)
-        rows = make_rows(scene, count, stage.get("task_weights"), video="rendered")
-        if stage.get("direct"):
-            rows = [_without_options(row) for row in rows]
+        absent_share = stage.get("absent_share", ABSENT_SHARE)
+        rows = make_rows(scene, count, stage.get("task_weights"), "rendered", absent_share)
         times = np.arange(0, scene.duration, 1 / stage.get("fps", self.fps))
-        if stage.get("trim"):
-            return {"rows": [self._trimmed(scene, times, row) for row in rows]}
         video = {"frames": render_frames(scene, times, self.size), "timestamps": times}
         return {"rows": [{**row, "video": video} for row in rows]}
-
-    def _trimmed(self, scene, times: np.ndarray, row: dict[str, Any]) -> dict[str, Any]:
-        """A row about a given moment with a clip of that moment; other rows keep the whole video."""
-        if len(row["question_spans"]) == 1 and not row["spans"]:
-            start, end = row["question_spans"][0]
-            times = times[(times >= start) & (times <= end)]
-            clock = times - times[0]
-            row = {**row, "question_spans": [[0.0, float(clock[-1])]], "duration": end - start}
-        else:
-            clock = times
-        return {**row, "video": {"frames": render_frames(scene, times, self.size), "timestamps": clock}}
-
-
-def _without_options(row: dict[str, Any]) -> dict[str, Any]:
-    """A choice row as a plain question: "Red at <evi>." instead of "Red at <evi>. Best option: (B)."."""
-    if not row["options"]:
-        return row
-    question, answer = row["question"].split(" Options:")[0], _OPTION_NAMED.sub(".", row["answer"])
-    return {**row, "question": question, "answer": answer, "options": [], "correct_option": NO_OPTION}
 
 
 def shapes_corpus(scenes: int = 400, seed: int = 0) -> Iterator[str]:

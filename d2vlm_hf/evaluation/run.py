@@ -35,6 +35,7 @@ from .benchmarks import load_annotations
 from .plots import draw_figures
 from .prediction_files import PredictionFile, read_predictions
 from .report import card_metadata, card_results, compare, headlines, parts_of, table
+from .shapes_benchmark import constant_predictions
 
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ class EvaluationArguments:
     prompt: str = field(default="default", metadata={"help": "Name of the prompt of a published benchmark."})
     output_dir: str = field(default="evaluation", metadata={"help": "Folder of predictions, metrics and tables."})
     blind: list[str] = field(
-        default_factory=list, metadata={"help": "Blind controls to run too: 'swapped' and 'black' videos."}
+        default_factory=list,
+        metadata={"help": "Blind controls: 'swapped' and 'black' videos, 'constant' answers."},
     )
     fps: float | None = field(default=None, metadata={"help": "Frames per second. Default: the checkpoint's."})
     max_frames: int | None = field(default=None, metadata={"help": "Frames per video. Default: the checkpoint's."})
@@ -93,9 +95,11 @@ class EvaluationArguments:
     def __post_init__(self) -> None:
         if self.benchmark not in SCORERS:
             raise ValueError(f"benchmark={self.benchmark!r} is unknown. Use one of {sorted(SCORERS)}.")
-        unknown = set(self.blind) - {"swapped", "black"}
+        unknown = set(self.blind) - {"swapped", "black", "constant"}
         if unknown:
-            raise ValueError(f"blind={self.blind} has unknown controls {sorted(unknown)}. Use 'swapped' and 'black'.")
+            raise ValueError(
+                f"blind={self.blind} has unknown controls {sorted(unknown)}. Use 'swapped', 'black' and 'constant'."
+            )
         if self.compare is not None and len(self.compare) != 2:
             raise ValueError(f"compare={self.compare} names {len(self.compare)} files: two are compared. Give two.")
         if self.compare is None and (self.dataset is None) == (self.shapes is None):
@@ -357,11 +361,13 @@ def run_evaluation(arguments: EvaluationArguments) -> dict[str, Any]:
         folder = Path(arguments.output_dir) / "black" if "black" in arguments.blind else None
         with state.main_process_first():
             controls = blind_controls(rows, arguments.seed, folder)
-        variants |= {name: controls[name] for name in arguments.blind}
+        variants |= {name: controls[name] for name in arguments.blind if name in controls}
     settings, files = _predictions(arguments, variants)
     results: dict[str, Any] = {"settings": {**settings, "protocol": arguments.protocol}, "rows_scored": len(rows)}
     if state.is_main_process:
         predictions = {name: read_predictions(files[name]) for name in variants}
+        if "constant" in arguments.blind:
+            variants["constant"], predictions["constant"] = rows, constant_predictions(rows)
         for name, variant in variants.items():
             results[name] = evaluate(arguments.benchmark, variant, predictions[name], arguments.protocol)
             for row in results[name]["rows"]:  # no path of this machine in a file that may be published

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.shapes_language import VERBS
+from ..data.shapes import best_constant_span
+from ..data.shapes_language import LETTERS, VERBS
 from ..model.spans_d2vlm import set_f1
 from .clean_protocol import (
     align_predictions,
@@ -82,7 +83,7 @@ def _score_dvc(row: Mapping[str, Any], parsed: Parsed, prediction: Any) -> dict[
 
 def _score_choice(row: Mapping[str, Any], parsed: Parsed, prediction: Any) -> dict[str, float]:
     right = bool(parsed.options) and parsed.options[0] == row["correct_option"]
-    scores = {"accuracy": float(right)}
+    scores = {"accuracy": float(right), "chance": 1 / len(row["options"])}
     if row["task"] == "gvq" and row["spans"]:
         scores["evidence_IoU"] = coverage_iou(parsed.evidence, row["spans"])
     return scores
@@ -148,10 +149,11 @@ def score(
         `low`, `high` (95 % interval, questions on one video redrawn together) and `rows`:
         `tasks` — tvg: R1@{0.3, 0.5, 0.7}, their mean `R1`, and `IoU`, over rows whose event occurs; tal: set F1@{0.1,
         0.3, 0.5, 0.7} and their mean; dvc: `event_F1`, and `caption_F1` (exact phrases) and `caption_token_F1` of
-        events met at IoU 0.5; gvq and rar: `accuracy`, gvq also `evidence_IoU`;
+        events met at IoU 0.5; gvq and rar: `accuracy` and `chance`, gvq also `evidence_IoU`;
         `absent` — share of rows on events that do not occur that were answered without evidence; `missed` — share of
-        the others answered without; `attributes` — accuracy per attribute asked for; `difficulties` — headline of each
-        task per difficulty; `agreement` of evidence and answer; and the `calibration` of evidence scores.
+        the others answered without; `attributes` — accuracy per attribute asked for, and `attributes_chance` that of a
+        letter drawn blindly; `difficulties` — headline of each task per difficulty; `agreement` of evidence and answer;
+        and the `calibration` of evidence scores.
 
     Raises:
         ValueError: If the protocol is another, there are no rows, a task is none of the benchmark's, or predictions
@@ -175,7 +177,7 @@ def score(
     reasons = Counter(row["reason"] for row in per_row if row["reason"])
     spanned = [n for n, row in enumerate(rows) if row["task"] != "rar" and not per_row[n]["absent"]]
     difficulties = dict.fromkeys(row["difficulty"] for row in per_row)
-    attributes = dict.fromkeys(row["attribute"] for row in per_row if row["attribute"])
+    attributes = {row["attribute"]: _where(per_row, attribute=row["attribute"]) for row in per_row if row["attribute"]}
     summary: dict[str, Any] = {
         "benchmark": "shapes",
         "protocol": protocol,
@@ -189,6 +191,9 @@ def score(
         "missed": headline(per_row, "missed", seed=seed),
         "agreement": headline(per_row, "agreement", seed=seed),
         "attributes": {name: headline(_where(per_row, attribute=name), seed=seed) for name in attributes},
+        "attributes_chance": {
+            name: headline(_where(per_row, attribute=name), "chance", seed=seed) for name in attributes
+        },
         "difficulties": {
             name: {task: headline(_where(per_row, difficulty=name, task=task), seed=seed) for task in tasks}
             for name in difficulties
@@ -196,6 +201,31 @@ def score(
         "calibration": evidence_calibration([parsed[n] for n in spanned], [rows[n]["spans"] for n in spanned]),
     }
     return summary, per_row
+
+
+def constant_predictions(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The best answers that look at nothing: one span for every row, and the letter that is right most often.
+
+    Args:
+        rows (`Sequence[Mapping]`):
+            The rows that will be scored: both are chosen with their truth known, so no blind guess is better.
+
+    Returns:
+        `dict[str, dict]`: by row id, what the pipeline would give.
+
+    Raises:
+        ValueError: If no row has exactly one span.
+    """
+    start, end, _ = best_constant_span(rows)
+    right = Counter(row["correct_option"] for row in rows if row.get("options"))
+    letter = f"({LETTERS[right.most_common(1)[0][0]]})" if right else ""
+    return {
+        str(row["id"]): {
+            "answer": letter if row.get("options") else "",
+            "evidence": [{"start": start * row["duration"], "end": end * row["duration"], "score": 1.0}],
+        }
+        for row in rows
+    }
 
 
 def _columns(row: Mapping[str, Any]) -> list[str]:
@@ -208,4 +238,4 @@ def _where(rows: Sequence[Mapping[str, Any]], **wanted: str) -> list[Mapping[str
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-__all__ = ["EVENT_IOU", "RECALL_THRESHOLDS", "SET_THRESHOLDS", "TASKS", "event_phrase", "score"]
+__all__ = ["EVENT_IOU", "RECALL_THRESHOLDS", "SET_THRESHOLDS", "TASKS", "constant_predictions", "event_phrase", "score"]

@@ -228,7 +228,7 @@ class DatasetCardInfo:
 
     Args:
         repo_id (`str`): Where the data set will be, "owner/name".
-        license (`str`): Licence id of the Hub.
+        license (`str`, *optional*): Licence id of the Hub; None where it is not known.
         title (`str`, *optional*): Name of the data set, by default that of the repository.
         summary (`str`, *optional*): One or two sentences on what it is.
         license_name (`str`, *optional*): Name of the licence where `license` is "other".
@@ -245,7 +245,7 @@ class DatasetCardInfo:
     """
 
     repo_id: str
-    license: str
+    license: str | None
     title: str | None = None
     summary: str | None = None
     license_name: str | None = None

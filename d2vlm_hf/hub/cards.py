@@ -264,7 +264,8 @@ def _cell(value: Any) -> str:
 def _licence(beginning: str, info: ModelCardInfo | ConvertedCardInfo | DatasetCardInfo) -> str:
     """Say under which licence something is, as far as it is known."""
     if info.license is None:
-        return "The licence of the weights has not been stated yet."
+        what = "data" if isinstance(info, DatasetCardInfo) else "weights"
+        return f"The licence of the {what} has not been stated yet."
     shown = info.license_name or ("the licence of its origin" if info.license == "other" else info.license)
     return f"{beginning} [{shown}]({info.license_link})." if info.license_link else f"{beginning} {shown}."
 

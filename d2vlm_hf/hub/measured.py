@@ -8,7 +8,7 @@ from typing import Any
 from .card_data import Result
 
 
-BLIND_NAMES = {"swapped": "videos swapped", "black": "black frames"}
+BLIND_NAMES = {"swapped": "videos swapped", "black": "black frames", "constant": "one answer for all"}
 # what a card lists of the shapes benchmark: path in the metrics -> task, named as in E.T. Bench, and metric
 SHAPES_FIGURES = {
     "tasks/tvg/IoU": ("Temporal video grounding", "mIoU"),

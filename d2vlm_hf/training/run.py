@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A supervised run from one YAML: `d2vlm sft --config X.yaml`, `python recipes/sft.py --config X.yaml`."""
 
+import json
 import logging
 import os
 import re
@@ -12,11 +13,12 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import TrlParser
 
 from ..data.shapes import ShapesConfig, generate
 from ..data.sources import RenderedShapes, load_rows, shapes_corpus
+from ..hub.checkpoint_folder import safe_save
 from ..model.pipeline_d2vlm import save_checkpoint
 from .configs import D2VLMSFTConfig, DataArguments, ModelArguments
 from .scratch import build_from_scratch
@@ -31,8 +33,22 @@ FULLY_TRAINED = ("connector", "evidence_head", "frame_head", "embed_tokens", "lm
 
 
 def last_checkpoint(folder: str) -> str | None:
-    """The newest complete checkpoint of an earlier run, if there is one."""
-    return get_last_checkpoint(folder) if os.path.isdir(folder) else None
+    """The newest complete checkpoint of an earlier run, if there is one.
+
+    The trainer writes its state last: a checkpoint without it is of a run that was killed while it saved.
+    """
+    complete = [path.parent for path in Path(folder).glob(f"checkpoint-[0-9]*/{TRAINER_STATE_NAME}") if _readable(path)]
+    newest = max(complete, key=lambda path: int(path.name.partition("-")[2]), default=None)
+    return newest and str(newest)
+
+
+def _readable(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        logger.warning("%s is cut off: the checkpoint is passed over.", path)
+        return False
+    return True
 
 
 def load_model(arguments: ModelArguments, config):
@@ -143,7 +159,7 @@ def finish_run(trainer, processor, config, license: str | None = None) -> dict[s
         if hasattr(final, "merge_and_unload"):
             final.save_pretrained(Path(config.output_dir) / "adapter")
             final = final.merge_and_unload()
-        save_checkpoint(config.output_dir, final, processor)
+        safe_save(lambda folder: save_checkpoint(folder, final, processor), config.output_dir)
         trainer.save_metrics("all", metrics)
         trainer.save_state()
         trainer.create_model_card(**({} if license is None else {"license": license}))

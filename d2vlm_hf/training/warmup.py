@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Warm-up of a model from nothing on the shapes world: what pretraining gives the paper's tower and Q-Former.
 
-Three lessons with dense targets from the renderer, each about a larger part of the model:
+Lessons with dense targets from the renderer, each about a larger part of the model:
 
     patches   the tower:         what lies in this patch?
     frames    + the connector:   how does the object look that the question names?
+    letters   the text model alone: under which letter do the words just said stand among the options?
     words     the text model:    the SFT loss, while the frame states say what the object is doing, whether that is what
                                  the question asks for, and for the how-manieth time
 
@@ -25,9 +26,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data.collators import SFTCollator
-from ..data.shapes_lessons import LessonBatch, ShapesLessons, collate_lessons
+from ..data.collators import IGNORE_INDEX, SFTCollator
+from ..data.shapes_language import LETTERS
+from ..data.shapes_lessons import ChoiceTexts, LessonBatch, ShapesLessons, collate_lessons
+from ..data.shapes_tasks import ABSENT_SHARE
 from ..model.evidence_d2vlm import evidence_similarity, frame_distance
+from ..model.processing_d2vlm import pad_ids
 from ..model.sequence_d2vlm import take_columns, token_columns
 from .lesson_losses import (
     FRAME_PARTS,
@@ -45,7 +49,8 @@ from .muon import Muon
 
 logger = logging.getLogger(__name__)
 
-LESSONS = ("patches", "frames", "words")
+LESSONS = ("patches", "frames", "letters", "words")
+OTHER_TOKENS = 0.1  # weight of all but the letters in their lesson
 FIRST_SCENE = 1_000_000  # supervised rows use none of the scenes from here on
 
 
@@ -54,14 +59,16 @@ class WarmupOptions:
     """Steps and sizes of the lessons.
 
     Args:
-        patches, frames, words (`int`): Steps of each lesson.
-        batch_size (`int`): Videos in a step of the first two lessons; 4 random frames of each are shown.
+        patches, frames, letters, words (`int`): Steps of each lesson.
+        batch_size (`int`): Scenes in a step of the first three lessons; 4 random frames of each are shown, or the texts
+            of 2 choice questions.
         video_batch_size (`int`): Videos in a step of the last lesson, shown whole.
         questions (`int`): Questions about each video.
         learning_rate (`float`): Of Muon, for matrices.
         adam_learning_rate (`float`): Of AdamW, for all else.
         last_rate (`float`): Share of the learning rates that is left at the end of a lesson.
         task_weights (`dict[str, float]`, *optional*): Shares of the tasks in the last lesson.
+        absent_share (`float`): Share of its grounding questions that ask for something that does not occur.
         fps (`float`): Frames per second.
         num_workers (`int`): Processes that render.
         save_steps (`int`): Steps between two states of a lesson that a killed run can go on from.
@@ -69,6 +76,7 @@ class WarmupOptions:
 
     patches: int = 1000
     frames: int = 800
+    letters: int = 400
     words: int = 2500
     batch_size: int = 32
     video_batch_size: int = 10
@@ -77,6 +85,7 @@ class WarmupOptions:
     adam_learning_rate: float = 2e-3
     last_rate: float = 0.2
     task_weights: dict[str, float] | None = None
+    absent_share: float = ABSENT_SHARE
     fps: float = 2.0
     num_workers: int = 1
     save_steps: int = 200
@@ -127,6 +136,28 @@ class Warmup:
         return {
             **{f"patch_{name}": value for name, value in seen.items()},
             **frame_loss(self.heads["frames"](vectors), batch, chosen, torch.arange(len(chosen))),
+        }
+
+    def letters(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """The third lesson's losses: on the letters above all, with the rest of the answer given."""
+        ids, labels = [], []
+        for row in rows:
+            prompt = self.processor.encode_prompt(row["question"], 1, 0)
+            prompt = [token for token in prompt if token != self.model.config.video_token_id]
+            response = list(self.processor.encode_response(row["answer"], len(row["spans"]), "both"))
+            ids.append(prompt + response)
+            labels.append([IGNORE_INDEX] * len(prompt) + response)
+        inputs = pad_ids(ids, self.processor.pad_token_id, side="right")
+        targets = pad_ids(labels, IGNORE_INDEX, side="right")["input_ids"][:, 1:]
+        named = torch.isin(targets, torch.tensor(self.processor.tokenizer.convert_tokens_to_ids(list(LETTERS))))
+        others = (targets != IGNORE_INDEX) & ~named
+        states = self.model.model.language_model(**inputs).last_hidden_state[:, :-1]
+        logits = self.model.lm_head(states[named]).float()
+        others_loss = F.cross_entropy(self.model.lm_head(states[others]).float(), targets[others])
+        return {
+            "letter": F.cross_entropy(logits, targets[named]),
+            "others": OTHER_TOKENS * others_loss,
+            "letter_accuracy": (logits.argmax(-1) == targets[named]).float().mean().detach(),
         }
 
     def words(self, batch: LessonBatch) -> dict[str, torch.Tensor]:
@@ -205,14 +236,18 @@ class Warmup:
     def _batches(self, lesson: str, steps: int, start: int, done: int) -> DataLoader:
         options, whole = self.options, lesson == "words"
         size = options.video_batch_size if whole else options.batch_size
+        own = torch.Generator()  # a loader draws a seed; from the global generator a resumed run would draw another
+        loader = {"batch_size": size, "num_workers": options.num_workers, "generator": own}
+        if lesson == "letters":
+            texts = ChoiceTexts((steps - done) * size, start=start + done * size, seed=self.seed)
+            return DataLoader(texts, collate_fn=lambda items: [row for item in items for row in item], **loader)
         data = ShapesLessons(
             (steps - done) * size, self.model.config.vision_config.image_size, options.fps, None if whole else 4,
             1 if lesson == "patches" else options.questions, seed=self.seed, start=start + done * size,
-            task_weights=options.task_weights if lesson == "words" else None,
-            **({"difficulties": ("middle",)} if lesson == "words" else {}),
+            task_weights=options.task_weights if whole else None,
+            **({"difficulties": ("middle",), "absent_share": options.absent_share} if whole else {}),
         )  # fmt: skip
-        own = torch.Generator()  # a loader draws a seed; from the global generator a resumed run would draw another
-        return DataLoader(data, size, num_workers=options.num_workers, collate_fn=collate_lessons, generator=own)
+        return DataLoader(data, collate_fn=collate_lessons, **loader)
 
 
 class _LessonState:
@@ -229,10 +264,12 @@ class _LessonState:
         parts = {
             "patches": [core.vision_tower],
             "frames": [core.vision_tower, core.connector],
+            "letters": [core.language_model, model.lm_head],
             "words": [model],
         }[lesson]
         matrices, others = [], list(warmup.heads.parameters())
-        for name, parameter in (item for part in parts for item in part.named_parameters()):
+        trained = {id(value): (name, value) for part in parts for name, value in part.named_parameters("part")}
+        for name, parameter in trained.values():  # tied ones once
             if parameter.requires_grad:
                 inner = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
                 (matrices if inner else others).append(parameter)
