@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_runs import sft_rows, tiny
 
-from d2vlm_hf.data.collators import PreferenceCollator, SFTCollator
+from d2vlm_hf.data.collators import PreferenceCollator, SFTCollator, without_evidence
 from d2vlm_hf.data.schema import make_row
 
 
@@ -66,16 +66,30 @@ def test_expected_tensors_written_out(processor):
 
 @pytest.mark.parametrize(
     ("stages", "tokens", "roles"),
-    [("both", 2, [1, 2]), ("answer", 1, [2]), ("grounding", 1, [1])],
+    [("both", 2, [1, 2]), ("answer", 1, [2]), ("grounding", 1, [1]), ("text", 0, [])],
 )
 def test_stages_of_the_ladder(processor, stages, tokens, roles):
     batch = SFTCollator(processor, stages=stages)([row(answer="It moves at <evi>.", spans=[[1.0, 2.0]])])
     labels = batch["labels"][0][batch["labels"][0] != -100]
     assert (labels == processor.evidence_token_id).sum() == tokens
     assert batch["evidence_role"].tolist() == [roles]
-    assert (processor.evidence_end_token_id in labels.tolist()) == (stages != "answer")
+    assert (processor.evidence_end_token_id in labels.tolist()) == (stages in ("both", "grounding"))
     text = processor.tokenizer.decode(labels, skip_special_tokens=True).strip()
-    assert text == ("It moves." if stages == "grounding" else text)
+    assert text == ("It moves." if stages in ("grounding", "text") else text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "left"),
+    [
+        ("At <evi> and <evi>: blue (B).", "Blue (B)."),
+        ("At <evi>, the red star moves.", "The red star moves."),
+        ("First, the star moves at <evi>. Finally, it flashes during <evi>, <evi> and <evi>.",
+         "First, the star moves. Finally, it flashes."),
+        ("This never happens.", "This never happens."),
+    ],
+)  # fmt: skip
+def test_an_answer_without_its_evidence(answer, left):
+    assert without_evidence(answer) == left
 
 
 def test_a_video_asked_about_twice_is_read_once(processor, rows, monkeypatch):

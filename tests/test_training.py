@@ -229,14 +229,16 @@ def test_lora_names_that_fit_nothing_are_an_error():
 # ---- recipes --------------------------------------------------------------------------------------------------------
 
 
-def test_the_shapes_recipe_runs_and_loads_again(tmp_path):
-    recipe = yaml.safe_load((RECIPES / "shapes" / "sft.yaml").read_text())
+@pytest.mark.parametrize("name", ["sft", "ladder/stage0"])
+def test_the_shapes_recipe_runs_and_loads_again(tmp_path, name):
+    recipe = yaml.safe_load((RECIPES / "shapes" / f"{name}.yaml").read_text())
+    if "eval_shapes" in recipe:
+        recipe["eval_shapes"] |= {"num_videos": 2, "rows_per_video": 2, "size": 32}
     recipe |= {
         "scratch": SPEC,
         "output_dir": str(tmp_path / "run"),
         "max_steps": 3,
         "per_device_train_batch_size": 2,
-        "eval_shapes": {**recipe["eval_shapes"], "num_videos": 2, "rows_per_video": 2, "size": 32},
         "eval_generate_rows": 2,
         "eval_steps": 2,
         "save_steps": 2,

@@ -33,7 +33,14 @@ _BLANK = {
     "chosen_spans": [], "rejected_spans": [],
 }  # fmt: skip
 # An `<evi>` in running text with the words that only lead to it: "at <evi>, <evi> and <evi>".
-_EVIDENCE_PHRASE = re.compile(r"(?:,?\s*\b(?:at|during|in|from|and))?,?\s*<evi>")
+_EVIDENCE_PHRASE = re.compile(r"(?:,?\s*\b(?:at|during|in|from|and))?,?\s*<evi>", re.I)
+STAGES = ("both", "answer", "grounding", "text")
+
+
+def without_evidence(text: str) -> str:
+    """An answer without its `<evi>` and the words that lead to them: "At <evi>: blue." -> "Blue."."""
+    text = _EVIDENCE_PHRASE.sub("", text).lstrip(" ,:")
+    return text[:1].upper() + text[1:]
 
 
 @dataclass
@@ -57,7 +64,8 @@ class _VideoCollator:
             Where no row of a batch is left, a blank one stands in that has no labels, so that it adds nothing to any
             loss and the other processes of a run need not wait.
         stages (`str`): `"both"`: grounding, then the answer. `"answer"`: no grounding stage (the ladder's coupled arm).
-            `"grounding"`: grounding stage, no `<evi>` in the answer (the ladder's factorized arm).
+            `"grounding"`: grounding stage, no `<evi>` in the answer (the ladder's factorized arm). `"text"`: neither,
+            an answer without evidence (the ladder's stage 0).
     """
 
     processor: D2VLMProcessor
@@ -74,8 +82,8 @@ class _VideoCollator:
                 f"on_error={self.on_error!r} is unknown: a broken row is either raised or skipped. Use 'raise' or "
                 "'skip'."
             )
-        if self.stages not in ("both", "answer", "grounding"):
-            raise ValueError(f"stages={self.stages!r} is unknown. Use 'both', 'answer' or 'grounding'.")
+        if self.stages not in STAGES:
+            raise ValueError(f"stages={self.stages!r} is unknown. Use 'both', 'answer', 'grounding' or 'text'.")
 
     def responses(self, row: Mapping[str, Any]) -> tuple[str, list[Response]]:
         """The question of a row, and its responses in order."""
@@ -167,13 +175,12 @@ class _VideoCollator:
         asked = self.processor.spans_to_frames(question_spans, video)
         encoded, evidence = [], []
         for response in responses:
-            text = _EVIDENCE_PHRASE.sub("", response.text) if self.stages == "grounding" else response.text
-            stages = "answer" if self.stages == "answer" else "both"
-            ids = self.processor.encode_response(text, len(response.spans), stages)
+            grounds, refers = self.stages in ("both", "grounding"), self.stages in ("both", "answer")
+            text = response.text if refers else without_evidence(response.text)
+            ids = self.processor.encode_response(text, len(response.spans), "both" if grounds else "answer")
             self.processor.check_context([*prompt, *ids], self.max_context)
             spans = self.processor.spans_to_frames(response.spans, video)
-            grounding = [] if self.stages == "answer" else spans
-            answer = [] if self.stages == "grounding" else spans
+            grounding, answer = spans if grounds else [], spans if refers else []
             encoded.append(ids)
             evidence.append(
                 (
@@ -284,4 +291,4 @@ def _video_name(video: Any) -> str:
     return str(video) if isinstance(video, str) else type(video).__name__
 
 
-__all__ = ["IGNORE_INDEX", "PreferenceCollator", "Response", "SFTCollator", "last_text"]
+__all__ = ["IGNORE_INDEX", "PreferenceCollator", "Response", "SFTCollator", "last_text", "without_evidence"]

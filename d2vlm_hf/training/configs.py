@@ -22,11 +22,12 @@ class GroundingArguments:
         default="raise",
         metadata={"help": "A broken row: 'raise' stops with its path and reason, 'skip' leaves it out and counts it."},
     )
-    stages: Literal["both", "answer", "grounding"] = field(
+    stages: Literal["both", "answer", "grounding", "text"] = field(
         default="both",
         metadata={
             "help": "'both': grounding, then the answer with evidence (D2VLM). 'answer': no grounding stage (coupled "
-            "baseline). 'grounding': grounding stage, answer without evidence (factorized baseline)."
+            "baseline). 'grounding': grounding stage, answer without evidence (factorized baseline). 'text': no "
+            "evidence at all."
         },
     )
     freeze_vision: bool = field(default=True, metadata={"help": "Keep the vision tower as it is, as the paper does."})

@@ -69,6 +69,7 @@ class WarmupOptions:
         last_rate (`float`): Share of the learning rates that is left at the end of a lesson.
         task_weights (`dict[str, float]`, *optional*): Shares of the tasks in the last lesson.
         absent_share (`float`): Share of its grounding questions that ask for something that does not occur.
+        stages (`str`): What its answers hold, as in `SFTCollator`.
         fps (`float`): Frames per second.
         num_workers (`int`): Processes that render.
         save_steps (`int`): Steps between two states of a lesson that a killed run can go on from.
@@ -86,6 +87,7 @@ class WarmupOptions:
     last_rate: float = 0.2
     task_weights: dict[str, float] | None = None
     absent_share: float = ABSENT_SHARE
+    stages: str = "both"
     fps: float = 2.0
     num_workers: int = 1
     save_steps: int = 200
@@ -104,7 +106,7 @@ class Warmup:
     def __init__(self, model, processor, options: WarmupOptions, seed: int = 0, bf16: bool = False):
         config = model.config
         self.model, self.processor, self.options, self.seed, self.bf16 = model, processor, options, seed, bf16
-        self.collator = SFTCollator(processor, fps=options.fps)
+        self.collator = SFTCollator(processor, fps=options.fps, stages=options.stages)
         torch.manual_seed(seed)
         self.heads = nn.ModuleDict(
             {
