@@ -151,7 +151,10 @@ class Warmup:
             labels.append([IGNORE_INDEX] * len(prompt) + response)
         inputs = pad_ids(ids, self.processor.pad_token_id, side="right")
         targets = pad_ids(labels, IGNORE_INDEX, side="right")["input_ids"][:, 1:]
-        named = torch.isin(targets, torch.tensor(self.processor.tokenizer.convert_tokens_to_ids(list(LETTERS))))
+        tokenizer = self.processor.tokenizer
+        opening = torch.tensor([index for token, index in tokenizer.get_vocab().items() if token.endswith("(")])
+        named = torch.isin(targets, torch.tensor(tokenizer.convert_tokens_to_ids(list(LETTERS))))
+        named &= torch.isin(inputs["input_ids"][:, :-1], opening)  # words may begin with these letters, too
         others = (targets != IGNORE_INDEX) & ~named
         states = self.model.model.language_model(**inputs).last_hidden_state[:, :-1]
         logits = self.model.lm_head(states[named]).float()
