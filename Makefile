@@ -9,16 +9,20 @@ CONSTRAINTS ?= constraints.txt
 PIP_ARGS ?=
 ARGS ?=
 
-# The harness, and what our own versions of the libraries are there.
+# The harness, what our own versions of the libraries are there, and the last filelock whose inner names it finds.
 LMMS_VENV ?= build/lmms-venv
-LMMS ?= lmms-eval==0.7.3 'torch>=2.13' 'transformers>=5.23,<6' 'datasets>=5.2,<6' 'pytest>=9.2' 'pytest-timeout>=2.4'
+LMMS ?= lmms-eval==0.7.3 'torch>=2.13' 'transformers>=5.23,<5.24' 'datasets>=5.2,<6' 'filelock<4' 'pytest>=9.2' 'pytest-timeout>=2.4'
+
+# What a user may have installed and nothing here needs. torchvision wants a torch built for CUDA, which runs on a CPU, too.
+OPTIONAL_VENV ?= build/optional-venv
+OPTIONAL ?= torchvision bitsandbytes torchao optimum-quanto
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lmms lint clean
+.PHONY: help demo test test-lmms test-optional lint clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -34,6 +38,11 @@ test-lmms: ## Run the plug-in for lmms-eval beside it, in an environment of its 
 	$(LMMS_VENV)/bin/python -m pip install --quiet $(PIP_ARGS) $(LMMS)
 	$(LMMS_VENV)/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps --editable .
 	$(LMMS_VENV)/bin/python -m pytest tests/test_lmms_plugin.py $(ARGS)
+
+test-optional: ## Run what needs quantization libraries and torchvision, in an environment of its own
+	test -x $(OPTIONAL_VENV)/bin/python || $(PYTHON) -m venv $(OPTIONAL_VENV)
+	$(OPTIONAL_VENV)/bin/python -m pip install --quiet $(PIP_ARGS) $(OPTIONAL) --editable '.[dev]'
+	$(OPTIONAL_VENV)/bin/python -m pytest tests/test_hub_loading.py tests/test_video_processing.py $(ARGS)
 
 lint: $(STAMP) ## Check style and formatting
 	$(BIN)/ruff check .

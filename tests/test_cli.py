@@ -647,6 +647,20 @@ def test_faults_name_row_column_and_value(capsys, rows, tmp_path):
     assert (code, out.splitlines()[1:]) == (1, ["... and 4 more", f"5 faults in 3 rows of {path}"])
 
 
+def test_a_video_that_does_not_tell_its_duration(capsys, rows, tmp_path):
+    """Four columns are enough, where the video says how long it is; the other faults of the row are told, too."""
+    short = {key: rows[0][key] for key in ("video", "question", "answer", "spans")}
+    assert told(capsys, "check-data", write_rows(tmp_path / "short.jsonl", [short]))[0] == 0
+    (tmp_path / "broken.mp4").write_text("no video")
+    broken = {**short, "video": "broken.mp4", "spans": [[2.0, 1.0]]}
+    code, out, _ = told(capsys, "check-data", write_rows(tmp_path / "short.jsonl", [broken]))
+    assert code == 1
+    assert "Row 0, column 'duration', value missing: " in out
+    assert f"{tmp_path / 'broken.mp4'}" in out
+    assert "ends before it starts" in out
+    assert out.splitlines()[-1].startswith("2 faults in 1 row")
+
+
 def test_root_of_the_videos(capsys, rows, tmp_path):
     (tmp_path / "data").mkdir()
     rows[1]["video"] = "../../clip.mp4"

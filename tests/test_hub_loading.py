@@ -130,6 +130,31 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_saved(saved: Path, tmp_path: 
     check_answer(ask(pipeline("video-grounding", model=str(target), device="cpu")))
 
 
+def test_a_pipeline_saved_over_an_older_one(saved: Path, tmp_path: Path) -> None:
+    """With no room for it, the older one stays whole; weights that were split otherwise go, and nothing else does."""
+    target = tmp_path / "model"
+    model, processor = tiny(seed=1)
+    grounder = VideoGroundingPipeline(model=model, processor=processor)
+    grounder.save_pretrained(target, max_shard_size="100KB")
+    assert len(list(target.glob("model-*.safetensors"))) > 1
+    (target / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(Exception, match="File too large"):
+            grounder.save_pretrained(target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    check_answer(ask(pipeline("video-grounding", model=str(target), device="cpu")))
+    grounder.save_pretrained(target)
+    assert [path.name for path in target.glob("*.safetensors*")] == ["model.safetensors"]
+    assert (target / "notes.txt").read_text() == "mine"
+    check_answer(ask(pipeline("video-grounding", model=str(target), device="cpu")))
+
+
 # -- data sets --------------------------------------------------------------------------------------------------------
 
 

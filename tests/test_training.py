@@ -15,6 +15,7 @@ import yaml
 from tiny_runs import SPEC, preference_dataset, sft_rows, tiny
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3Config, SiglipVisionConfig
 
+from d2vlm_hf.data.schema import make_row
 from d2vlm_hf.data.sources import RenderedShapes, load_rows, resolve_video
 from d2vlm_hf.hub.publish import check_folder
 from d2vlm_hf.model.configuration_d2vlm import D2VLMConfig
@@ -386,9 +387,26 @@ def test_row_files(tmp_path, rows):
     file.write_text("")
     with pytest.raises(ValueError, match="is empty: there is nothing to train or evaluate on"):
         load_rows(str(file))
+    file.write_text(json.dumps(rows[0]) + "\n\n{not json\n")
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 3, value '{not json': is no JSON"):
+        load_rows(str(file))
     parquet = tmp_path / "rows.parquet"
     preference_dataset(rows[:2], 1).to_parquet(str(parquet))
     assert load_rows(str(parquet))[0]["video"]["path"] == rows[0]["video"]
+
+
+def test_what_a_row_of_a_file_leaves_out_is_filled_in(tmp_path, rows):
+    file = tmp_path / "own.jsonl"
+    short = {key: rows[0][key] for key in ("video", "question", "answer", "spans")}
+    file.write_text(json.dumps(short))
+    (row,) = load_rows(str(file))
+    assert row == make_row(id="own-0", duration=pytest.approx(rows[0]["duration"], abs=0.1), **short)
+    file.write_text(json.dumps({**short, "video": "gone.mp4"}))
+    with pytest.raises(ValueError, match=r"gone.mp4 does not exist: no video file is there"):
+        load_rows(str(file))
+    file.write_text(json.dumps({key: value for key, value in short.items() if key != "spans"}))
+    with pytest.raises(ValueError, match="column 'spans', value missing"):
+        load_rows(str(file))
 
 
 def test_frame_iou():

@@ -2,13 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`d2vlm check-data`: every fault of a data file, including what keeps it from being read at all."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..data.schema import RowFault, validate_rows
-from ..data.sources import load_rows, resolve_video
+from ..data.sources import complete_row, load_rows, read_text_rows, resolve_video
 
 
 NO_PREFERENCE = "the column is missing, so this is no preference row. Make such rows with `d2vlm make-preferences`."
@@ -42,7 +41,11 @@ def check_data(
         raise ValueError(f"{path} does not exist: no rows are there to be checked. Check the path.")
     faults: list[RowFault] = []  # those that are not about what a row says
     text = source.suffix in (".jsonl", ".json")
-    rows: Iterable[Any] = _read_text(source, faults) if text else load_rows(str(source), video_root=root)
+    if text:
+        rows, broken = read_text_rows(source)
+        faults += broken
+    else:
+        rows = load_rows(str(source), video_root=root)
     base = Path(root) if root is not None else source if source.is_dir() else source.parent
     count = 0
 
@@ -52,31 +55,13 @@ def check_data(
             count += 1
             if preference and isinstance(row, Mapping) and "rejected" not in row:
                 faults.append(RowFault(f"Row {index}", "rejected", "missing", NO_PREFERENCE))
-            yield _locate(index, row, base, faults)
+            row = _locate(index, row, base, faults)
+            yield _complete(index, row, source, faults) if text else row
 
     found = validate_rows(counted(), check_file=videos)
     if not count and not faults:
         raise ValueError(f"{path} holds no rows: there is nothing to check. Name a file with rows.")
     return count, faults + found
-
-
-def _read_text(file: Path, faults: list[RowFault]) -> list[Any]:
-    """The rows of a text file; what is no JSON becomes a fault."""
-    text = file.read_text(encoding="utf-8")
-    whole = file.suffix == ".json"
-    rows: list[Any] = []
-    for number, line in enumerate([text] if whole else text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            read = json.loads(line)
-        except json.JSONDecodeError as error:
-            place = f"line {error.lineno}" if whole else f"line {number}"
-            message = f"is no JSON ({error.msg} at character {error.pos}). Mend or remove it."
-            faults.append(RowFault(f"{file.name}, {place}", "*", repr(line[:60]), message))
-            continue
-        rows += read if whole and isinstance(read, list) else [read]
-    return rows
 
 
 def _locate(index: int, row: Any, base: Path, faults: list[RowFault]) -> Any:
@@ -89,6 +74,15 @@ def _locate(index: int, row: Any, base: Path, faults: list[RowFault]) -> Any:
     except ValueError as error:
         faults.append(RowFault(f"Row {index}", "video", repr(video), str(error)))
         return row
+
+
+def _complete(index: int, row: Any, source: Path, faults: list[RowFault]) -> Any:
+    """The row with the columns that may be left out; a video that does not tell its duration is a fault."""
+    try:
+        return complete_row(row, index, source.stem)
+    except ValueError as error:
+        faults.append(RowFault(f"Row {index}", "duration", "missing", str(error)))
+        return complete_row({**row, "duration": 1e9}, index, source.stem)  # for the sake of its other faults
 
 
 __all__ = ["check_data"]

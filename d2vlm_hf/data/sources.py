@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from .schema import validate_row
+from ..model.video_processing_d2vlm import sample_video
+from .schema import COLUMNS, RowFault, make_row, validate_row
 from .shapes import make_rows, make_scene, render_frames
 from .shapes_tasks import ABSENT_SHARE
 
 
+WRITTEN = {"video", "question", "answer", "spans"}
+"""The columns that somebody must write; the others of a row in a text file are filled in."""
 STAGE_OPTIONS = {"until", "difficulty", "task_weights", "fps", "rows_per_video", "absent_share"}
 
 
@@ -84,7 +87,7 @@ def shapes_corpus(scenes: int = 400, seed: int = 0) -> Iterator[str]:
 
 
 def load_rows(path: str, split: str = "train", video_root: str | None = None, validate: bool = True):
-    """Rows of the schema from a file, a folder or the Hub.
+    """Rows of the schema from a file, a folder or the Hub; what a row of a text file leaves out is filled in.
 
     Args:
         path (`str`): `.jsonl`, `.json`, `.parquet`; a folder of shapes or a saved data set; or a Hub id.
@@ -116,15 +119,60 @@ def load_rows(path: str, split: str = "train", video_root: str | None = None, va
 def _text_rows(file: Path, root: Path, validate: bool) -> list[dict[str, Any]]:
     if not file.is_file():
         raise ValueError(f"{file} does not exist: it should hold the rows. Check the path.")
-    text = file.read_text(encoding="utf-8")
-    rows = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
+    rows, faults = read_text_rows(file)
+    for fault in faults:
+        raise ValueError(f"{fault.row}, value {fault.value}: {fault.message}")
     if not rows:
         raise ValueError(f"{file} is empty: there is nothing to train or evaluate on. Give a file with rows.")
     for index, row in enumerate(rows):
+        if isinstance(row, Mapping) and "video" in row:
+            row = {**row, "video": resolve_video(row["video"], root)}
+        rows[index] = complete_row(row, index, file.stem)
         if validate:
-            validate_row(row, index, str(file))
-        row["video"] = resolve_video(row["video"], root)
+            validate_row(rows[index], index, str(file))
     return rows
+
+
+def read_text_rows(file: Path) -> tuple[list[Any], list[RowFault]]:
+    """The rows of a `.json` or `.jsonl` file, and a fault for each place that is no JSON."""
+    text = file.read_text(encoding="utf-8")
+    whole = file.suffix == ".json"
+    rows: list[Any] = []
+    faults: list[RowFault] = []
+    for number, line in enumerate([text] if whole else text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            read = json.loads(line)
+        except json.JSONDecodeError as error:
+            place = f"line {error.lineno}" if whole else f"line {number}"
+            message = f"is no JSON ({error.msg} at character {error.pos}). Mend or remove it."
+            faults.append(RowFault(f"{file.name}, {place}", "*", repr(line[:60]), message))
+            continue
+        rows += read if whole and isinstance(read, list) else [read]
+    return rows, faults
+
+
+def complete_row(row: Any, index: int, name: str) -> Any:
+    """A row that somebody has written by hand, with the columns that it leaves out.
+
+    `video`, `question`, `answer` and `spans` make a row. The duration is the video's, the `id` tells its place.
+
+    Args:
+        row (`Any`): As it was read; what is no mapping, and preference rows, come back as they are.
+        index (`int`), name (`str`): Its place, and the name of its file.
+
+    Raises:
+        ValueError: If the row has no duration and its video cannot be read.
+    """
+    if not isinstance(row, Mapping) or "rejected" in row:
+        return row
+    absent = [column for column in COLUMNS if column not in row and column not in WRITTEN]
+    filled = make_row(id=f"{name}-{index}")
+    row = {**{column: filled[column] for column in absent if column != "duration"}, **row}
+    if "duration" in absent and isinstance(row.get("video"), str):
+        row["duration"] = sample_video(row["video"], max_frames=1).duration
+    return row
 
 
 def resolve_video(video: Any, root: Path) -> Any:
@@ -143,4 +191,4 @@ def resolve_video(video: Any, root: Path) -> Any:
     return str(path)
 
 
-__all__ = ["RenderedShapes", "load_rows", "resolve_video", "shapes_corpus"]
+__all__ = ["RenderedShapes", "complete_row", "load_rows", "read_text_rows", "resolve_video", "shapes_corpus"]

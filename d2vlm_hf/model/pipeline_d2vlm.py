@@ -5,10 +5,12 @@
 import copy
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import BatchFeature, Pipeline
@@ -242,6 +244,8 @@ def save_checkpoint(
 ) -> None:
     """Save all that is needed to load a model again, with this package or without it.
 
+    All of it is written beside `folder` first: what cannot be saved, on a full disk say, leaves the old files whole.
+
     Args:
         folder (`str`): Made if there is none.
         model (`D2VLMForConditionalGeneration`): The model.
@@ -255,8 +259,25 @@ def save_checkpoint(
         raise ValueError(f"{folder} is a file: a checkpoint is a folder of several. Pass another path.")
     if hasattr(model.config, "custom_pipelines"):  # `pipeline()` has put classes in, which JSON cannot hold
         model.config.custom_pipelines = _pipelines()
-    model.save_pretrained(folder, **kwargs)
-    complete_checkpoint(folder, processor)
+    folder = Path(folder).resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
+        model.save_pretrained(partial, **kwargs)
+        complete_checkpoint(partial, processor)
+        _move_into(folder, Path(partial))
+
+
+def _move_into(folder: Path, partial: Path) -> None:
+    """Let new files take the place of old ones, and of weights that are split otherwise; others stay."""
+    folder.mkdir(exist_ok=True)
+    new = {path.name for path in partial.iterdir()}
+    for old in folder.iterdir():
+        if old.is_dir() and old.name in new:
+            shutil.rmtree(old)
+        elif old.name not in new and old.name.startswith("model") and ".safetensors" in old.suffixes:
+            old.unlink()
+    for path in partial.iterdir():
+        os.replace(path, folder / path.name)
 
 
 def complete_checkpoint(folder: str | os.PathLike, processor: D2VLMProcessor) -> None:
