@@ -238,7 +238,7 @@ def test_interrupt_is_quiet(tmp_path):
 def test_a_reader_that_leaves_is_no_error(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}\n" * 2000)
     process = run_bare("sys.exit(main(['check-data', sys.argv[1]]))\n", str(tmp_path / "rows.jsonl"))
-    assert process.stdout.readline().startswith("Row 0, column 'id'")
+    assert process.stdout.readline().startswith("Row 0 (id 'rows-0'), column 'video'")
     process.stdout.close()
     assert process.wait(timeout=60) == 141
     assert process.stderr.read().replace(f"d2vlm: checking {tmp_path / 'rows.jsonl'} ...\n", "") == ""
