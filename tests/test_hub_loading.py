@@ -4,6 +4,7 @@
 
 import importlib.util
 import io
+import json
 import resource
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import av
 import pytest
 import torch
 from datasets import Dataset, Video, load_dataset
-from hub_server import LocalHub
+from hub_server import LocalHub, run_script
 from huggingface_hub import DatasetCard
 from safetensors.torch import load_file
 from tiny_runs import sft_rows, tiny
@@ -98,12 +99,26 @@ def test_quantized(saved: Path, name: str) -> None:
 
 
 @pytest.mark.skipif(not is_installed("torchvision"), reason="torchvision is not installed, and nothing here needs it")
-def test_the_video_processor_by_its_auto_class(saved: Path) -> None:
+def test_the_video_processor_by_its_auto_class(saved: Path, hub: LocalHub) -> None:
+    """With the package, and in a process that has only transformers: the same class, options and pixels."""
     from transformers import AutoVideoProcessor
 
     loaded = AutoVideoProcessor.from_pretrained(saved)
     assert type(loaded) is d2vlm_hf.D2VLMVideoProcessor
     assert loaded.to_dict() == AutoProcessor.from_pretrained(saved).video_processor.to_dict()
+    script = f"""
+import json, sys
+from transformers import AutoVideoProcessor
+
+loaded = AutoVideoProcessor.from_pretrained({str(saved)!r}, trust_remote_code=True)
+pixels = loaded(videos=[{str(d2vlm_hf.bundled_clip())!r}], return_tensors="pt")["pixel_values_videos"]
+modules = [name for name, module in sys.modules.items() if name.startswith("d2vlm_hf") and module]
+print("RESULT" + json.dumps([type(loaded).__name__, list(pixels.shape), pixels.double().sum().item(), modules]))
+"""
+    pixels = loaded(videos=[str(d2vlm_hf.bundled_clip())], return_tensors="pt")["pixel_values_videos"]
+    result = json.loads(run_script(script, hub, block=["d2vlm_hf"]).stdout.split("RESULT")[1])
+    expected = [type(loaded).__name__, list(pixels.shape), pytest.approx(pixels.double().sum().item()), []]
+    assert result == expected
 
 
 # -- saving -----------------------------------------------------------------------------------------------------------

@@ -171,7 +171,10 @@ def complete_row(row: Any, index: int, name: str) -> Any:
     filled = make_row(id=f"{name}-{index}")
     row = {**{column: filled[column] for column in absent if column != "duration"}, **row}
     if "duration" in absent and isinstance(row.get("video"), str):
-        row["duration"] = sample_video(row["video"], max_frames=1).duration
+        try:
+            row["duration"] = sample_video(row["video"], max_frames=1).duration
+        except ValueError as error:
+            raise ValueError(f"{name}, row {index} has no duration, and its video does not tell it: {error}") from error
     return row
 
 
