@@ -417,6 +417,7 @@ def test_the_licence_of_a_folder(tmp_path: Path) -> None:
         (None, ["recipes/sft.py", "--seed", "1"], "python recipes/sft.py --seed 1"),
         ("d2vlm_hf.training.run", ["/home/me/run.py", "--seed", "1"], "python -m d2vlm_hf.training.run --seed 1"),
         ("d2vlm_hf.__main__", ["/home/me/__main__.py", "sft"], "python -m d2vlm_hf sft"),
+        (None, [".venv/bin/d2vlm", "sft", "--seed", "1"], "d2vlm sft --seed 1"),
     ],
 )
 def test_the_command_of_a_run_can_be_repeated(monkeypatch, module: str | None, words: list[str], command) -> None:
