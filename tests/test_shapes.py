@@ -589,6 +589,7 @@ def test_tasks_and_kinds_come_in_the_shares_asked_for():
         ({"seed": -1}, "seed=-1 make no random seed: both must be 0 or more"),
         ({"file_fps": 12}, "file_fps=12 would put events between two frames"),
         ({"num_videos": 0}, "leave nothing to generate"),
+        ({"absent_share": 1.5}, "absent_share=1.5 is no share of the questions"),
         ({"task_weights": {"tvq": 1}}, "'tvq': 1, which is no task with a weight of 0 or more"),
         ({"task_weights": {"tvg": -1}}, "'tvg': -1, which is no task with a weight of 0 or more"),
         ({"task_weights": {}}, "no task can be drawn"),
@@ -597,6 +598,14 @@ def test_tasks_and_kinds_come_in_the_shares_asked_for():
 def test_wrong_configurations_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         ShapesConfig(**settings)
+
+
+def test_the_share_of_events_that_do_not_occur_can_be_chosen():
+    for share in (0.0, 1.0):
+        config = ShapesConfig(num_videos=20, task_weights={"tvg": 1, "tal": 1}, absent_share=share)
+        rows = [row for _, rows in iterate(config) for row in rows]
+        assert rows
+        assert {not row["spans"] for row in rows} == {bool(share)}
 
 
 def test_streams_of_random_numbers_are_apart():

@@ -66,6 +66,8 @@ class ShapesConfig:
             Frames per second of the files, a multiple of 8, so that every event begins and ends on a frame.
         start_index (`int`, *optional*, defaults to 0):
             Index of the first video in its split.
+        absent_share (`float`, *optional*, defaults to 0.1):
+            Share of tvg and tal questions about an event that does not occur.
     """
 
     difficulty: str = "middle"
@@ -77,6 +79,7 @@ class ShapesConfig:
     size: int = DEFAULT_SIZE
     file_fps: int = FILE_FPS
     start_index: int = 0
+    absent_share: float = ABSENT_SHARE
 
     def __post_init__(self) -> None:
         scene_rng(self.difficulty, self.split, self.start_index, self.seed)  # raises for what it cannot take
@@ -87,6 +90,10 @@ class ShapesConfig:
                 "Use 1 or more of each."
             )
 
+        if not 0 <= self.absent_share <= 1:
+            raise ValueError(
+                f"absent_share={self.absent_share} is no share of the questions. Use a number between 0 and 1."
+            )
         if self.file_fps < 1 or self.file_fps % FILE_FPS:
             raise ValueError(
                 f"file_fps={self.file_fps} would put events between two frames: they lie on a grid of 1/{FILE_FPS} s. "
@@ -200,7 +207,7 @@ def iterate(config: ShapesConfig) -> Iterator[tuple[Scene, list[dict[str, Any]]]
     """Yield every scene of a configuration with its rows, without writing anything."""
     for index in config.indices:
         scene = config.scene(index)
-        yield scene, make_rows(scene, config.rows_per_video, config.task_weights)
+        yield scene, make_rows(scene, config.rows_per_video, config.task_weights, absent_share=config.absent_share)
 
 
 def _write_missing(folder: Path, config: ShapesConfig, index: int) -> None:
