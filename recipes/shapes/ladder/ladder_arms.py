@@ -96,7 +96,7 @@ def train_arm(name: str, seed: int, settings, material: Material) -> Path:
         for module in [*model.evidence_head, *model.frame_head]:
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-    for option, value in arm.model.items():
+    for option, value in {"consistency_weight": settings.consistency_weight, **arm.model}.items():
         setattr(model.config, option, value)
     trainer = _trainer(arm, folder / "checkpoints", seed, settings, material, model, processor)
     kept = get_last_checkpoint(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None

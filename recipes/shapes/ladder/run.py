@@ -60,6 +60,7 @@ class LadderArguments:
     further_steps: int = field(default=120, metadata={"help": "Steps of an arm that goes on from SFT."})
     pairs_per_step: int = field(default=16, metadata={"help": "Preference rows of one such step."})
     further_learning_rate: float = field(default=5e-5, metadata={"help": "Of these steps."})
+    consistency_weight: float = field(default=10.0, metadata={"help": "Of the consistency loss, in arms that have it."})
     weight_decay: float = field(default=0.05, metadata={"help": "Of all steps."})
     beta: float = field(default=0.1, metadata={"help": "Of FPO and DPO."})
     new_heads: bool = field(default=True, metadata={"help": "Draw the evidence heads anew, by the seed."})
