@@ -89,7 +89,6 @@ class ShapesConfig:
                 f"num_videos={self.num_videos} and rows_per_video={self.rows_per_video} leave nothing to generate. "
                 "Use 1 or more of each."
             )
-
         if not 0 <= self.absent_share <= 1:
             raise ValueError(
                 f"absent_share={self.absent_share} is no share of the questions. Use a number between 0 and 1."

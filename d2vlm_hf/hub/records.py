@@ -237,10 +237,7 @@ def describe_command(words: Sequence[str], root: str | os.PathLike[str] | None =
         secret = bool(_SECRET_OPTION.match(word))
     if shown and PurePath(shown[0]).suffix == ".py":
         shown.insert(0, "python")
-    elif shown and PurePath(shown[0]).parent.name in (
-        "bin",
-        "Scripts",
-    ):  # an installed program, of whatever environment
+    elif shown and PurePath(shown[0]).parent.name in ("bin", "Scripts"):  # installed, in whatever environment
         shown[0] = PurePath(shown[0]).name
     return shlex.join(shown) or None
 
