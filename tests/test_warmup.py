@@ -179,8 +179,10 @@ def test_warm_up_learns_and_is_kept(tmp_path):
         torch.testing.assert_close(again.state_dict()[name], value, msg=name)
 
 
-def test_a_killed_lesson_goes_on(tmp_path, monkeypatch):
-    options = {**LITTLE, "patches": 0, "frames": 4, "letters": 0, "words": 0, "save_steps": 2}
+@pytest.mark.parametrize("lesson", ["frames", "words"])
+def test_a_killed_lesson_goes_on(lesson, tmp_path, monkeypatch):
+    monkeypatch.setattr(warmup, "ECHO_LAG", 1)  # a batch that was used before the kill comes again after it
+    options = {**LITTLE, "patches": 0, "frames": 0, "letters": 0, "words": 0, "save_steps": 2, "uses": 2, lesson: 4}
     whole, processor = tiny()
     warmup.warm_up(whole, processor, options, seed=1)
     killed, processor = tiny()
@@ -196,13 +198,100 @@ def test_a_killed_lesson_goes_on(tmp_path, monkeypatch):
         patch.setattr(warmup._LessonState, "update", die_at_third)
         with pytest.raises(KeyboardInterrupt):
             warmup.warm_up(killed, processor, options, str(tmp_path), seed=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["warmup-frames.partial"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"warmup-{lesson}.partial"]
     again, processor = tiny(seed=5)
     warmup.warm_up(again, processor, options, str(tmp_path), seed=1)
-    for part in ("vision_tower", "connector"):  # what this lesson trains
+    trained = {"frames": ("vision_tower", "connector"), "words": ("language_model",)}[lesson]
+    for part in trained:
         for name, value in getattr(whole.model, part).state_dict().items():
             torch.testing.assert_close(getattr(again.model, part).state_dict()[name], value, msg=name)
-    assert [path.name for path in tmp_path.iterdir()] == ["warmup-frames.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"warmup-{lesson}.safetensors"]
+
+
+def test_batches_come_again_and_are_loaded_once(monkeypatch):
+    monkeypatch.setattr(warmup, "ECHO_LAG", 2)
+    assert warmup.batch_order(5, 1) == [0, 1, 2, 3, 4]
+    assert warmup.batch_order(9, 2) == [0, 1, 2, 0, 3, 1, 4, 2, 5]
+    assert warmup.batch_order(9, 3) == [0, 1, 2, 0, 3, 1, 4, 2, 0]
+    order = warmup.batch_order(40, 3)
+    assert max(order.count(number) for number in order) == 3
+    loaded = []
+
+    def load():
+        for number in dict.fromkeys(order[7:]):  # as after a kill
+            loaded.append(number)
+            yield number
+
+    assert list(warmup._repeated(load(), order[7:])) == order[7:]
+    assert len(loaded) == len(set(loaded))
+
+
+def test_a_batch_is_encoded_once(batch, monkeypatch):
+    """A later use gives the same losses and gradients without the tower and the connector."""
+    model, processor = tiny()
+    model.train()
+    lesson = warmup.Warmup(model, processor, warmup.WarmupOptions(fps=2.0, uses=2))
+    state = warmup._LessonState(lesson, "words", 2, None)
+
+    def step():
+        losses = lesson.words(batch)
+        sum(value for value in losses.values() if value.requires_grad).backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        return losses, gradients
+
+    batch = replace(batch, inputs=None)
+    plain = model(**lesson.collator(batch.rows)).lm_loss
+    first, gradients = step()
+    torch.testing.assert_close(first["lm"], plain)
+    monkeypatch.setattr(model.model.vision_tower, "forward", None)
+    monkeypatch.setattr(model.model.connector, "forward", None)
+    again, same = step()
+    assert {name: value.item() for name, value in again.items()} == {
+        name: value.item() for name, value in first.items()
+    }
+    assert gradients
+    for name, value in gradients.items():
+        torch.testing.assert_close(same[name], value, msg=name)
+    state.finish()
+
+
+def test_the_tokens_that_decide(batch):
+    """The right option with its letter, and whether there is a moment, as the answer says them."""
+    model, processor = tiny()
+    base = {"question_spans": [], "options": [], "task": "tvg"}
+    rows = [
+        {
+            **base,
+            "task": "rar",
+            "answer": "It is the red star (C).",
+            "spans": [],
+            "options": ["the red star", "the box"],
+        },
+        {**base, "task": "gvq", "answer": "Left (B) at <evi>.", "spans": [[0, 1]], "options": ["left", "right"]},
+        {**base, "answer": "The red star never goes left.", "spans": []},
+    ]
+    responses = [processor.encode_response(row["answer"], len(row["spans"]), "both") for row in rows]
+    labels = torch.full((3, max(map(len, responses)) + 2), -100)
+    for row, ids in zip(labels, responses, strict=True):
+        row[2 : 2 + len(ids)] = torch.tensor(list(ids))
+    logps = torch.zeros(labels.shape)
+    words = processor.tokenizer.convert_ids_to_tokens
+    options = warmup.WarmupOptions(choice_weight=2.0, decision_weight=0.5)
+    lesson = warmup.Warmup(model, processor, options)
+    wanted = {0: "theredstarC", 1: "LeftB"}
+    for row, text in wanted.items():
+        said = torch.isin(labels[row], lesson._option_tokens(rows))
+        assert "".join(words(labels[row][said].tolist())).replace("Ġ", "") == text
+    assert lesson._deciding(rows, labels, logps) == {"choice": 0.0, "decision": 0.0}
+    logps[2, 2] = -1.0  # `</evi>`, at once: no moment
+    logps[2, 3:] = -9.0  # how it is said does not count
+    logps[0, labels[0] == processor.tokenizer.convert_tokens_to_ids("C")] = -1.0
+    deciding = lesson._deciding(rows, labels, logps)
+    assert float(deciding["decision"]) == pytest.approx(0.5)
+    count = sum(int(torch.isin(labels[row], lesson._option_tokens(rows)).sum()) for row in wanted)
+    assert float(deciding["choice"]) == pytest.approx(2.0 / count)
+    assert not warmup.Warmup(model, processor, warmup.WarmupOptions())._deciding(rows, labels, logps)
 
 
 def test_letters_are_learned_from_texts_alone(monkeypatch):

@@ -63,6 +63,7 @@ class LessonBatch:
         asked (`torch.BoolTensor` of shape `(Q, kinds)`): Kinds of events that the question names, all if it names none.
         words (`torch.BoolTensor` of shape `(Q, colours + shapes + kinds)`): What the question mentions.
         rows (`list[dict]`): The questions as rows of the schema, with answers and videos.
+        inputs (`dict`, *optional*): The rows as the model's inputs, once they were encoded.
     """
 
     pixels: torch.Tensor
@@ -81,6 +82,7 @@ class LessonBatch:
     asked: torch.Tensor
     words: torch.Tensor
     rows: list[dict]
+    inputs: dict | None = None
 
 
 def frame_labels(scene: Scene, times: np.ndarray) -> dict[str, np.ndarray]:

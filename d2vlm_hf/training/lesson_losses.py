@@ -118,7 +118,7 @@ def frame_loss(
         "look": F.cross_entropy(heads["look"][single], look),
         "shape": F.cross_entropy(heads["shape"][single], shape),
         "words": 4 * F.binary_cross_entropy_with_logits(heads["words"], batch.words[questions].float()),
-        "pairs": 0.3 * (pairs * torch.where(there > 0, there, 1.0)).sum(1).mean(),
+        "pairs": (pairs * torch.where(there > 0, there, 1.0)).sum(1).mean(),
         "count_accuracy": (heads["count"].argmax(1) == count).float().mean().detach(),
     }
 
@@ -180,8 +180,8 @@ def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.T
         "asked": 3 * entropy("asked", asked.any(2)),
         "deeds": 12 * entropy("deeds", deeds.flatten(2) > 0),
         "shifts": 2 * wrong[single].mean(),
-        "colour": 0.3 * F.cross_entropy(heads["colour"][alone], colour[alone].gather(1, one)[:, 0]),
-        "shape": 0.3 * F.cross_entropy(heads["shape"][alone], shape[alone].gather(1, one)[:, 0]),
+        "colour": F.cross_entropy(heads["colour"][alone], colour[alone].gather(1, one)[:, 0]),
+        "shape": F.cross_entropy(heads["shape"][alone], shape[alone].gather(1, one)[:, 0]),
         "active_iou": ((found & active[mask]).sum() / (found | active[mask]).sum().clamp(min=1)).detach(),
     }
 

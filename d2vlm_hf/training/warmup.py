@@ -15,7 +15,8 @@ The heads that answer are thrown away; the SFT that follows trains the model its
 
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from tqdm.auto import tqdm
 from ..data.collators import IGNORE_INDEX, SFTCollator
 from ..data.shapes_language import LETTERS
 from ..data.shapes_lessons import ChoiceTexts, LessonBatch, ShapesLessons, collate_lessons
-from ..data.shapes_tasks import ABSENT_SHARE
+from ..data.shapes_tasks import ABSENT_SHARE, GROUNDING_TASKS
 from ..model.evidence_d2vlm import evidence_similarity, frame_distance
 from ..model.processing_d2vlm import pad_ids
 from ..model.sequence_d2vlm import take_columns, token_columns
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 LESSONS = ("patches", "frames", "letters", "words")
 OTHER_TOKENS = 0.1  # weight of all but the letters in their lesson
+ECHO_LAG = 100  # steps with new videos between two uses of one batch
 FIRST_SCENE = 1_000_000  # supervised rows use none of the scenes from here on
 
 
@@ -73,6 +75,12 @@ class WarmupOptions:
         fps (`float`): Frames per second.
         num_workers (`int`): Processes that render.
         save_steps (`int`): Steps between two states of a lesson that a killed run can go on from.
+        uses (`int`): How often each batch of the last lesson is used: what the frozen tower and connector say is kept,
+            so that every use but the first costs about half a step.
+        choice_weight (`float`): In the last lesson, weight of a loss on the words of the right option and its letter:
+            the few tokens that decide are drowned in the plain mean over all tokens.
+        decision_weight (`float`): The same for the first token of answers to grounding questions, which says whether
+            there is a moment at all.
     """
 
     patches: int = 1000
@@ -91,6 +99,9 @@ class WarmupOptions:
     fps: float = 2.0
     num_workers: int = 1
     save_steps: int = 200
+    uses: int = 1
+    choice_weight: float = 0.0
+    decision_weight: float = 0.0
 
 
 class Warmup:
@@ -127,17 +138,19 @@ class Warmup:
         return patch_loss(self.heads["patches"](self.model.model.encode_patches(self._pixels(batch))), batch)
 
     def frames(self, batch: LessonBatch) -> dict[str, torch.Tensor]:
-        """The second lesson's losses: one random frame for each question."""
+        """The second lesson's losses: every question, at every frame of its video."""
         patches = self.model.model.encode_patches(self._pixels(batch))
-        count, first = batch.num_frames, batch.num_frames.cumsum(0) - batch.num_frames
-        offset = (torch.rand(len(batch.questions)) * count[batch.video_index]).long()
-        chosen = first[batch.video_index] + offset
+        of_video = torch.arange(len(patches)).split(batch.num_frames.tolist())
+        frames = torch.cat([of_video[video] for video in batch.video_index.tolist()])
+        asked = torch.arange(len(batch.questions)).repeat_interleave(batch.num_frames[batch.video_index])
         text = self.processor.encode_questions(batch.questions)
-        vectors = self.model.model.connector(patches[chosen], text["qformer_input_ids"], text["qformer_attention_mask"])
+        vectors = self.model.model.connector(
+            patches[frames], text["qformer_input_ids"][asked], text["qformer_attention_mask"][asked]
+        )
         seen = patch_loss(self.heads["patches"](patches), batch)
         return {
             **{f"patch_{name}": value for name, value in seen.items()},
-            **frame_loss(self.heads["frames"](vectors), batch, chosen, torch.arange(len(chosen))),
+            **frame_loss(self.heads["frames"](vectors), batch, frames, asked),
         }
 
     def letters(self, rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -171,7 +184,7 @@ class Warmup:
         What goes on is asked of `m_t`, which later layers read and visual capture pools; the number of an event among
         those asked for, and which frames a given moment means, one layer before the evidence heads.
         """
-        core, inputs = self.model.model, self.collator(batch.rows)
+        core, inputs = self.model.model, self._encoded(batch)
         late: list[torch.Tensor] = []
         hook = core.language_model.layers[-2].register_forward_pre_hook(
             lambda module, args, kwargs: late.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
@@ -190,6 +203,7 @@ class Warmup:
             "consistency": config.consistency_weight * outputs.consistency_loss,
             **state_loss(self.heads["states"](outputs.frame_states), batch, mask),
             "order": 3 * order_loss(known["order"], batch, mask),
+            **self._deciding(batch.rows, inputs["labels"], outputs.token_logps),
         }
         given = prompt == config.evidence_token_id
         (rows,) = torch.where(given.any(1))
@@ -199,6 +213,44 @@ class Warmup:
             inside = frame_distance(inputs["evidence_spans"][rows, 0], mask.shape[1]) == 0
             losses["moment"] = F.binary_cross_entropy_with_logits(logits[mask[rows]], inside[mask[rows]].float())
         return losses
+
+    def _encoded(self, batch: LessonBatch) -> dict:
+        """The model's inputs for the rows of a batch, encoded by the frozen tower and connector at its first use."""
+        if batch.inputs is not None:
+            return batch.inputs
+        inputs = self.collator(batch.rows)
+        names = ("pixel_values_videos", "num_frames", "qformer_input_ids", "qformer_attention_mask", "video_index")
+        with torch.no_grad():
+            video = self.model.get_video_features(**{name: inputs.pop(name) for name in names})
+        inputs["mm_encoder_outputs"] = {"video": video}
+        if self.options.uses > 1:
+            batch.inputs = inputs
+        return inputs
+
+    def _deciding(self, rows: list[dict], labels: torch.Tensor, logps: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Losses on the tokens that decide: the words of a choice, and whether there is a moment at all."""
+        said = (
+            torch.isin(labels, self._option_tokens(rows))
+            & torch.tensor([len(row["options"]) > 0 for row in rows])[:, None]
+        )
+        grounds = torch.tensor([row["task"] in GROUNDING_TASKS for row in rows])
+        first = (labels != IGNORE_INDEX).int().argmax(1, keepdim=True)  # (rows, 1)
+        parts = {
+            "choice": (self.options.choice_weight, logps[said]),
+            "decision": (self.options.decision_weight, logps.gather(1, first)[grounds]),
+        }
+        return {name: -weight * values.mean() for name, (weight, values) in parts.items() if weight and len(values)}
+
+    def _option_tokens(self, rows: list[dict]) -> torch.Tensor:
+        """Tokens of the options of all rows as answers may spell them, and of their letters."""
+        options = {option for row in rows for option in row["options"]}
+        texts = [
+            *LETTERS,
+            *(option[:1].upper() + option[1:] for option in options),
+            *(f" {option}" for option in options),
+        ]
+        ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return torch.tensor(sorted({token for text in ids for token in text}))
 
     def run(self, output_dir: str | None = None) -> dict[str, float]:
         """All lessons that are not done yet; a killed run goes on from what it kept last."""
@@ -238,21 +290,52 @@ class Warmup:
         state.finish()
         return {f"warmup/{lesson}/{name}": value for name, value in means.items()}
 
-    def _batches(self, lesson: str, steps: int, start: int, done: int) -> DataLoader:
+    def _batches(self, lesson: str, steps: int, start: int, done: int) -> Iterator:
         options, whole = self.options, lesson == "words"
         size = options.video_batch_size if whole else options.batch_size
-        own = torch.Generator()  # a loader draws a seed; from the global generator a resumed run would draw another
-        loader = {"batch_size": size, "num_workers": options.num_workers, "generator": own}
+        order = batch_order(steps, options.uses if whole else 1)[done:]
         if lesson == "letters":
-            texts = ChoiceTexts((steps - done) * size, start=start + done * size, seed=self.seed)
-            return DataLoader(texts, collate_fn=lambda items: [row for item in items for row in item], **loader)
-        data = ShapesLessons(
-            (steps - done) * size, self.model.config.vision_config.image_size, options.fps, None if whole else 4,
-            1 if lesson == "patches" else options.questions, seed=self.seed, start=start + done * size,
-            task_weights=options.task_weights if whole else None,
-            **({"difficulties": ("middle",), "absent_share": options.absent_share} if whole else {}),
-        )  # fmt: skip
-        return DataLoader(data, collate_fn=collate_lessons, **loader)
+            data = ChoiceTexts(steps * size, start=start, seed=self.seed)
+        else:
+            data = ShapesLessons(
+                steps * size, self.model.config.vision_config.image_size, options.fps, None if whole else 4,
+                1 if lesson == "patches" else options.questions, seed=self.seed, start=start,
+                task_weights=options.task_weights if whole else None,
+                **({"difficulties": ("middle",), "absent_share": options.absent_share} if whole else {}),
+            )  # fmt: skip
+        loader = DataLoader(
+            data,
+            batch_sampler=[range(number * size, (number + 1) * size) for number in dict.fromkeys(order)],
+            collate_fn=_join if lesson == "letters" else collate_lessons,
+            num_workers=options.num_workers,
+            generator=torch.Generator(),  # it draws a seed; from the global generator a resumed run would draw another
+        )
+        return _repeated(loader, order)
+
+
+def batch_order(steps: int, uses: int) -> list[int]:
+    """The number of the batch that each step shows: new ones, and between them those of `ECHO_LAG` new ones before."""
+    order: list[int] = []
+    new = 0
+    while len(order) < steps:
+        echoes = [new - use * ECHO_LAG for use in range(1, uses)]
+        order += [new, *(number for number in echoes if number >= 0)]
+        new += 1
+    return order[:steps]
+
+
+def _repeated(loader: DataLoader, order: list[int]) -> Iterator:
+    """Batches in that order, each loaded once and kept for as long as it will be used again."""
+    loaded, left, kept = iter(loader), Counter(order), {}
+    for number in order:
+        if number not in kept:
+            kept[number] = next(loaded)
+        left[number] -= 1
+        yield kept[number] if left[number] else kept.pop(number)
+
+
+def _join(items: list[list[dict]]) -> list[dict]:
+    return [row for item in items for row in item]
 
 
 class _LessonState:
