@@ -118,6 +118,8 @@ def test_perfect_states_cost_nothing(batch):
                 heads["doing"][question, time][doing] = SURE
                 colour, kinds = int(batch.colour[first[video], k]), len(lessons.EVENT_KINDS)
                 heads["deeds"][question, time, colour * kinds : (colour + 1) * kinds][doing] = SURE
+                shape = int(batch.shape[first[video], k])
+                heads["deeds_of_shapes"][question, time, shape * kinds : (shape + 1) * kinds][doing] = SURE
                 if batch.matched[question, k] and batch.present[first[video] + time, k]:
                     before, after = max(time - 1, 0), min(time + 1, int(batch.num_frames[video]) - 1)
                     shift = batch.centre[first[video] + after, k] - batch.centre[first[video] + before, k]
@@ -128,7 +130,7 @@ def test_perfect_states_cost_nothing(batch):
                     active_frames += 1
                     heads["active"][question, time] = SURE
                     heads["colour"][question, time, batch.colour[first[video], k]] = SURE
-                    heads["shape"][question, time, batch.shape[first[video], k]] = SURE
+                    heads["shape"][question, time, shape] = SURE
     losses = lesson_losses.state_loss(heads, batch, mask)
     assert active_frames > 20
     assert losses.pop("active_iou") == 1
@@ -181,7 +183,7 @@ def test_warm_up_learns_and_is_kept(tmp_path):
 
 @pytest.mark.parametrize("lesson", ["frames", "words"])
 def test_a_killed_lesson_goes_on(lesson, tmp_path, monkeypatch):
-    monkeypatch.setattr(warmup, "ECHO_LAG", 1)  # a batch that was used before the kill comes again after it
+    monkeypatch.setattr(lessons, "ECHO_LAG", 1)  # a batch that was used before the kill comes again after it
     options = {**LITTLE, "patches": 0, "frames": 0, "letters": 0, "words": 0, "save_steps": 2, "uses": 2, lesson: 4}
     whole, processor = tiny()
     warmup.warm_up(whole, processor, options, seed=1)
@@ -209,11 +211,11 @@ def test_a_killed_lesson_goes_on(lesson, tmp_path, monkeypatch):
 
 
 def test_batches_come_again_and_are_loaded_once(monkeypatch):
-    monkeypatch.setattr(warmup, "ECHO_LAG", 2)
-    assert warmup.batch_order(5, 1) == [0, 1, 2, 3, 4]
-    assert warmup.batch_order(9, 2) == [0, 1, 2, 0, 3, 1, 4, 2, 5]
-    assert warmup.batch_order(9, 3) == [0, 1, 2, 0, 3, 1, 4, 2, 0]
-    order = warmup.batch_order(40, 3)
+    monkeypatch.setattr(lessons, "ECHO_LAG", 2)
+    assert lessons.batch_order(5, 1) == [0, 1, 2, 3, 4]
+    assert lessons.batch_order(9, 2) == [0, 1, 2, 0, 3, 1, 4, 2, 5]
+    assert lessons.batch_order(9, 3) == [0, 1, 2, 0, 3, 1, 4, 2, 0]
+    order = lessons.batch_order(40, 3)
     assert max(order.count(number) for number in order) == 3
     loaded = []
 
@@ -222,7 +224,7 @@ def test_batches_come_again_and_are_loaded_once(monkeypatch):
             loaded.append(number)
             yield number
 
-    assert list(warmup._repeated(load(), order[7:])) == order[7:]
+    assert list(lessons.repeated(load(), order[7:])) == order[7:]
     assert len(loaded) == len(set(loaded))
 
 
@@ -329,7 +331,7 @@ def test_a_given_moment_is_looked_for(batch):
     lesson = warmup.Warmup(model, processor, warmup.WarmupOptions(fps=2.0))
     rows = [place for place, row in enumerate(batch.rows) if row["question_spans"]]
     assert rows
-    assert "moment" in lesson.words(batch)
+    assert {"found", "deeds_then", "places_then"} <= set(lesson.words(batch))
     fields = {name: getattr(batch, name) for name in ("video_index", "matched", "asked", "words")}
     plain = [place for place in range(len(batch.rows)) if place not in rows]
     without = replace(
@@ -338,7 +340,7 @@ def test_a_given_moment_is_looked_for(batch):
         questions=[batch.questions[place] for place in plain],
         **{name: value[plain] for name, value in fields.items()},
     )
-    assert "moment" not in lesson.words(without)
+    assert not {"found", "deeds_then", "places_then"} & set(lesson.words(without))
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 16, 16)])

@@ -8,7 +8,8 @@ like, and what it is doing (`training/warmup.py`).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ WHITE_LOOK = len(COLOUR_NAMES)  # a flashing object is white at times: a seventh
 EVENT_KINDS = (*(kind for kind in VERBS if verb_of(kind) == kind and kind != "move"), *MOVES)
 MAX_OBJECTS = 5
 CHOICES = {"gvq": 0.55, "rar": 0.45}
+ECHO_LAG = 100  # new batches between two uses of one
 FIRST_LESSON_SCENE = 1_000_000  # scenes that the supervised rows do not use
 
 _SUBJECT = re.compile(rf"\b(?:({'|'.join(COLOUR_NAMES)}) )?({'|'.join(SHAPE_NAMES)}|shape)\b")
@@ -222,6 +224,27 @@ def collate_lessons(items: Sequence[dict]) -> LessonBatch:
     )
 
 
+def batch_order(steps: int, uses: int) -> list[int]:
+    """The number of the batch that each step shows: new ones, and between them those of `ECHO_LAG` new ones before."""
+    order: list[int] = []
+    new = 0
+    while len(order) < steps:
+        echoes = [new - use * ECHO_LAG for use in range(1, uses)]
+        order += [new, *(number for number in echoes if number >= 0)]
+        new += 1
+    return order[:steps]
+
+
+def repeated(batches: Iterable, order: list[int]) -> Iterator:
+    """Batches in that order, each loaded once and kept for as long as it will be used again."""
+    loaded, left, kept = iter(batches), Counter(order), {}
+    for number in order:
+        if number not in kept:
+            kept[number] = next(loaded)
+        left[number] -= 1
+        yield kept[number] if left[number] else kept.pop(number)
+
+
 __all__ = [
     "COLOUR_NAMES",
     "EVENT_KINDS",
@@ -229,5 +252,7 @@ __all__ = [
     "ChoiceTexts",
     "LessonBatch",
     "ShapesLessons",
+    "batch_order",
     "collate_lessons",
+    "repeated",
 ]

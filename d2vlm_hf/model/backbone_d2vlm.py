@@ -16,7 +16,7 @@ from transformers.models.instructblip.modeling_instructblip import InstructBlipV
 from transformers.utils import ModelOutput
 
 from .configuration_d2vlm import D2VLMConfig
-from .connector_d2vlm import D2VLMQFormerConnector, build_connector
+from .connector_d2vlm import D2VLMQFormerConnector, build_connector, frame_codes
 from .evidence_d2vlm import ROLE_QUESTION
 from .sequence_d2vlm import EmbeddedSequence
 
@@ -173,6 +173,8 @@ class D2VLMModel(D2VLMPreTrainedModel):
             text_ids = qformer_input_ids.repeat_interleave(repeats, dim=0)
             text_mask = qformer_attention_mask.repeat_interleave(repeats, dim=0)
         embeds = self.connector(patches, text_ids, text_mask)  # (sum of T, H)
+        if self.config.frame_positions:
+            embeds = embeds + self.config.frame_positions * frame_codes(lengths, embeds.shape[1]).to(embeds)
         return BaseModelOutputWithPooling(last_hidden_state=embeds, pooler_output=list(embeds.split(lengths)))
 
     # ---- the text model -------------------------------------------------------------------------------------------

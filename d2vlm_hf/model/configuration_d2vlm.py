@@ -40,6 +40,8 @@ class D2VLMConfig(PreTrainedConfig):
         frame_attention (`str`, defaults to `"bidirectional"`): `"bidirectional"` among frames of a video, or
             `"causal"`.
         visual_capture (`bool`, defaults to `True`): Add pooled frame states to `<evi>` embeddings (off: an ablation).
+        frame_positions (`float`, defaults to 0.0): Size of a sinusoidal code of its index that is added to every frame
+            vector; 0 adds none (paper). With it a moment given in a question says when it is, not only what it shows.
         vision_chunk_size (`int`, defaults to 64): Frames the frozen vision tower encodes at a time; bounds memory.
     """
 
@@ -67,6 +69,7 @@ class D2VLMConfig(PreTrainedConfig):
     consistency_weight: float = 10.0
     frame_attention: Literal["bidirectional", "causal"] = "bidirectional"
     visual_capture: bool = True
+    frame_positions: float = 0.0
     vision_chunk_size: int = 64
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
@@ -102,6 +105,11 @@ class D2VLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"evidence_decay={self.evidence_decay} must be above 1: the soft target alpha ** -d would not fall "
                 "with the distance d from the span. The paper uses 2.0."
+            )
+        if not 0.0 <= self.frame_positions < float("inf"):
+            raise ValueError(
+                f"frame_positions={self.frame_positions} must be a number from 0 up: it is the size of the code of a "
+                "frame's index that is added to its vector. 0 adds none; the small models here use 0.35."
             )
         if self.vision_chunk_size < 1:
             raise ValueError(

@@ -85,9 +85,27 @@ class D2VLMMlpConnector(nn.Module):
         return self.down(self.act(self.up(self.norm(patches.mean(dim=1)))))
 
 
+def frame_codes(lengths: list[int], width: int) -> torch.Tensor:
+    """Sinusoidal codes of the frame indices of several videos, with periods of 8 to 512 frames.
+
+    Neighbouring frames have nearly the same code, so the mean code of a span is most like those of its frames: a moment
+    can be told from another that looks the same.
+
+    Args:
+        lengths (`list[int]`): Frames of each video; the index starts again at 0 with each.
+        width (`int`): H, even.
+
+    Returns:
+        `torch.Tensor` of shape `(sum of lengths, H)`.
+    """
+    index = torch.cat([torch.arange(length) for length in lengths])
+    angles = index[:, None] * (2 * math.pi / torch.logspace(math.log10(8), math.log10(512), width // 2))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
 def build_connector(config: D2VLMConfig) -> nn.Module:
     """The connector that `config.connector_type` names."""
     return D2VLMQFormerConnector(config) if config.connector_type == "qformer" else D2VLMMlpConnector(config)
 
 
-__all__ = ["D2VLMMlpConnector", "D2VLMQFormerConnector", "build_connector"]
+__all__ = ["D2VLMMlpConnector", "D2VLMQFormerConnector", "build_connector", "frame_codes"]

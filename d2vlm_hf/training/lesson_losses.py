@@ -24,11 +24,15 @@ FRAME_PARTS = {
 }  # fmt: skip
 STATE_PARTS = {
     "active": 1, "doing": len(EVENT_KINDS), "asked": len(EVENT_KINDS), "colour": COLOURS, "shape": len(SHAPE_NAMES),
-    "deeds": COLOURS * len(EVENT_KINDS), "shifts": 2 * COLOURS,
+    "deeds": COLOURS * len(EVENT_KINDS), "deeds_of_shapes": len(SHAPE_NAMES) * len(EVENT_KINDS), "shifts": 2 * COLOURS,
 }  # fmt: skip
 SHIFT_SCALE = 5.0  # a move goes about a tenth of a canvas from one frame to the next
 MAX_ORDER = 6  # events told apart by their order
-WORD_PARTS = {"order": MAX_ORDER, "query": 64, "key": 64}
+WORD_PARTS = {"order": MAX_ORDER}
+FINDING_PARTS = {"query": 64, "key": 64}
+MOMENT_PARTS = {
+    "deeds": COLOURS * len(EVENT_KINDS), "deeds_of_shapes": len(SHAPE_NAMES) * len(EVENT_KINDS), "places": 2 * COLOURS,
+}  # fmt: skip
 OBJECT_REACH = (0.16, 0.24)  # canvases from a centre to the patches that show a normal and a big object
 OTHERS_WEIGHT = 0.2  # of objects that the question does not name
 
@@ -73,17 +77,22 @@ def patch_loss(heads: dict[str, torch.Tensor], batch: LessonBatch) -> dict[str, 
     }
 
 
-def by_colour(values: torch.Tensor, colour: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What holds for the only wanted object of each colour.
+def by_kind(
+    values: torch.Tensor, kind: torch.Tensor, kinds: int, wanted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What holds for the only wanted object of each colour, or of each shape.
 
     Args:
-        values (`torch.Tensor` of shape `(..., K, D)`), colour, wanted (shape `(..., K)`): Of K objects.
+        values (`torch.Tensor` of shape `(..., K, D)`): Of K objects.
+        kind (`torch.LongTensor` of shape `(..., K)`): Their colours or shapes.
+        kinds (`int`): How many of these there are.
+        wanted (`torch.BoolTensor` of shape `(..., K)`): Objects that count.
 
     Returns:
-        `(..., colours, D)`, and a mask of shape `(..., colours)`: True where there is exactly one.
+        `(..., kinds, D)`, and a mask of shape `(..., kinds)`: True where there is exactly one.
     """
-    of_colour = (F.one_hot(colour, COLOURS) * wanted[..., None]).to(values.dtype)  # (..., K, colours)
-    return of_colour.mT @ values, of_colour.sum(-2) == 1
+    members = (F.one_hot(kind, kinds) * wanted[..., None]).to(values.dtype)  # (..., K, kinds)
+    return members.mT @ values, members.sum(-2) == 1
 
 
 def frame_loss(
@@ -108,7 +117,7 @@ def frame_loss(
     weight = torch.where(matched, 1.0, OTHERS_WEIGHT) * present
     there = torch.zeros_like(heads["pairs"]).scatter_add_(1, pair, weight)
     pairs = F.binary_cross_entropy_with_logits(heads["pairs"], (there > 0).float(), reduction="none")
-    places, alone = by_colour(batch.centre[frames], batch.colour[frames], seen)
+    places, alone = by_kind(batch.centre[frames], batch.colour[frames], COLOURS, seen)
     misplaced = (heads["places"].unflatten(-1, (COLOURS, 2)) - places).abs().sum(-1)
     return {
         "places": 4 * misplaced[alone].mean(),
@@ -164,10 +173,10 @@ def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.T
     one = actors.float().argmax(-1)[alone][:, None]
     colour, shape, present = (per_question(batch, getattr(batch, name)) for name in ("colour", "shape", "present"))
     active = asked.flatten(2).any(-1)
-    deeds, _ = by_colour(doing.float(), colour, batch.matched[:, None] & mask[..., None])
-    shifts, single = by_colour(
-        per_question(batch, frame_shifts(batch)), colour, batch.matched[:, None] & present & mask[..., None]
-    )
+    real = batch.matched[:, None] & mask[..., None]
+    deeds, _ = by_kind(doing.float(), colour, COLOURS, real)
+    of_shapes, _ = by_kind(doing.float(), shape, len(SHAPE_NAMES), real)
+    shifts, single = by_kind(per_question(batch, frame_shifts(batch)), colour, COLOURS, real & present)
     wrong = (heads["shifts"].unflatten(-1, (COLOURS, 2)) - shifts).abs().sum(-1)
 
     def entropy(name: str, target: torch.Tensor) -> torch.Tensor:
@@ -179,10 +188,44 @@ def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.T
         "doing": 3 * entropy("doing", doing.any(2)),
         "asked": 3 * entropy("asked", asked.any(2)),
         "deeds": 12 * entropy("deeds", deeds.flatten(2) > 0),
+        "deeds_of_shapes": 12 * entropy("deeds_of_shapes", of_shapes.flatten(2) > 0),
         "shifts": 2 * wrong[single].mean(),
         "colour": F.cross_entropy(heads["colour"][alone], colour[alone].gather(1, one)[:, 0]),
         "shape": F.cross_entropy(heads["shape"][alone], shape[alone].gather(1, one)[:, 0]),
         "active_iou": ((found & active[mask]).sum() / (found | active[mask]).sum().clamp(min=1)).detach(),
+    }
+
+
+def moment_loss(
+    heads: dict[str, torch.Tensor], batch: LessonBatch, rows: torch.Tensor, inside: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What the objects that a question names do in the moment that it gives, and where they are.
+
+    Args:
+        heads: Predictions for R moments, `(R, ...)`.
+        batch (`LessonBatch`): The truth.
+        rows (`torch.LongTensor` of shape `(R,)`): The questions that give them.
+        inside (`torch.BoolTensor` of shape `(R, T)`): True on the frames of each moment.
+    """
+    colour, shape, centre, present = (
+        per_question(batch, getattr(batch, name))[rows] for name in ("colour", "shape", "centre", "present")
+    )
+    matched = batch.matched[rows]
+    doing = (matched_events(batch)[rows] & inside[..., None, None]).any(1).float()  # (R, K, kinds)
+    seen = present & inside[..., None]  # (R, T, K)
+    middle = (centre * seen[..., None]).sum(1) / seen.sum(1).clamp(min=1)[..., None]
+    deeds, _ = by_kind(doing, colour[:, 0], COLOURS, matched)
+    of_shapes, _ = by_kind(doing, shape[:, 0], len(SHAPE_NAMES), matched)
+    places, alone = by_kind(middle, colour[:, 0], COLOURS, matched & seen.any(1))
+    misplaced = (heads["places"].unflatten(-1, (COLOURS, 2)) - places).abs().sum(-1)
+
+    def entropy(name: str, target: torch.Tensor) -> torch.Tensor:
+        return F.binary_cross_entropy_with_logits(heads[name], (target.flatten(1) > 0).float())
+
+    return {
+        "deeds_then": 12 * entropy("deeds", deeds),
+        "deeds_of_shapes_then": 12 * entropy("deeds_of_shapes", of_shapes),
+        "places_then": 4 * misplaced[alone].mean(),
     }
 
 
@@ -206,7 +249,9 @@ def order_loss(logits: torch.Tensor, batch: LessonBatch, mask: torch.Tensor) -> 
 
 
 __all__ = [
+    "FINDING_PARTS",
     "FRAME_PARTS",
+    "MOMENT_PARTS",
     "PATCH_PARTS",
     "STATE_PARTS",
     "WORD_PARTS",
@@ -214,6 +259,7 @@ __all__ = [
     "asked_events",
     "frame_loss",
     "matched_events",
+    "moment_loss",
     "order_loss",
     "patch_loss",
     "state_loss",

@@ -15,7 +15,7 @@ The heads that answer are thrown away; the SFT that follows trains the model its
 
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,18 +29,21 @@ from tqdm.auto import tqdm
 
 from ..data.collators import IGNORE_INDEX, SFTCollator
 from ..data.shapes_language import LETTERS
-from ..data.shapes_lessons import ChoiceTexts, LessonBatch, ShapesLessons, collate_lessons
+from ..data.shapes_lessons import ChoiceTexts, LessonBatch, ShapesLessons, batch_order, collate_lessons, repeated
 from ..data.shapes_tasks import ABSENT_SHARE, GROUNDING_TASKS
 from ..model.evidence_d2vlm import evidence_similarity, frame_distance
 from ..model.processing_d2vlm import pad_ids
 from ..model.sequence_d2vlm import take_columns, token_columns
 from .lesson_losses import (
+    FINDING_PARTS,
     FRAME_PARTS,
+    MOMENT_PARTS,
     PATCH_PARTS,
     STATE_PARTS,
     WORD_PARTS,
     LessonHeads,
     frame_loss,
+    moment_loss,
     order_loss,
     patch_loss,
     state_loss,
@@ -52,7 +55,6 @@ logger = logging.getLogger(__name__)
 
 LESSONS = ("patches", "frames", "letters", "words")
 OTHER_TOKENS = 0.1  # weight of all but the letters in their lesson
-ECHO_LAG = 100  # steps with new videos between two uses of one batch
 FIRST_SCENE = 1_000_000  # supervised rows use none of the scenes from here on
 
 
@@ -125,6 +127,8 @@ class Warmup:
                 "frames": LessonHeads(config.text_config.hidden_size, FRAME_PARTS),
                 "states": LessonHeads(config.text_config.hidden_size, STATE_PARTS),
                 "words": LessonHeads(config.text_config.hidden_size, WORD_PARTS),
+                "finding": LessonHeads(config.text_config.hidden_size, FINDING_PARTS),
+                "moments": LessonHeads(config.text_config.hidden_size, MOMENT_PARTS),
             }
         )
 
@@ -181,22 +185,33 @@ class Warmup:
     def words(self, batch: LessonBatch) -> dict[str, torch.Tensor]:
         """The last lesson's losses: those of SFT, and what the frame states should know when words ask them for it.
 
-        What goes on is asked of `m_t`, which later layers read and visual capture pools; the number of an event among
-        those asked for, and which frames a given moment means, one layer before the evidence heads.
+        What goes on is asked of `m_t`, which later layers read and visual capture pools, and there, too, which frames a
+        given moment means; the number of an event among those asked for, and what goes on in the given moment, one
+        layer before the evidence heads.
         """
         core, inputs = self.model.model, self._encoded(batch)
-        late: list[torch.Tensor] = []
-        hook = core.language_model.layers[-2].register_forward_pre_hook(
-            lambda module, args, kwargs: late.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
+        states: dict[str, torch.Tensor] = {}  # entering the layer that `m_t` is read at, and the one before the last
+
+        def keep(name: str):
+            def hook(module, args, kwargs):
+                states.setdefault(name, args[0] if args else kwargs["hidden_states"])  # prompts run first
+
+            return hook
+
+        layers = core.language_model.layers
+        hooks = [
+            layer.register_forward_pre_hook(keep(name), with_kwargs=True)
+            for name, layer in (("early", layers[self.model.config.evidence_layer]), ("late", layers[-2]))
+        ]
         try:
             outputs = self.model(**inputs)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         mask, config = outputs.frame_mask, self.model.config
         prompt = inputs["input_ids"][:, : inputs["prompt_length"]]
-        frames = take_columns(late[0], token_columns(prompt == config.video_token_id, mask.shape[1]))
-        known = self.heads["words"](frames)
+        columns = token_columns(prompt == config.video_token_id, mask.shape[1])
+        known = self.heads["words"](take_columns(states["late"], columns))
         losses = {
             "lm": outputs.lm_loss,
             "grounding": config.grounding_weight * outputs.grounding_loss,
@@ -208,10 +223,13 @@ class Warmup:
         given = prompt == config.evidence_token_id
         (rows,) = torch.where(given.any(1))
         if len(rows):  # a moment given in the question
-            at = self.heads["words"](late[0][rows, given[rows].float().argmax(1)])["query"]
-            logits = evidence_similarity(at[:, None], known["key"][rows])[:, 0]
+            place, finding = given[rows].float().argmax(1), self.heads["finding"]
+            query = finding(states["early"][rows, place])["query"]
+            key = finding(take_columns(states["early"], columns)[rows])["key"]
+            logits = evidence_similarity(query[:, None], key)[:, 0]
             inside = frame_distance(inputs["evidence_spans"][rows, 0], mask.shape[1]) == 0
-            losses["moment"] = F.binary_cross_entropy_with_logits(logits[mask[rows]], inside[mask[rows]].float())
+            losses["found"] = F.binary_cross_entropy_with_logits(logits[mask[rows]], inside[mask[rows]].float())
+            losses |= moment_loss(self.heads["moments"](states["late"][rows, place]), batch, rows, inside)
         return losses
 
     def _encoded(self, batch: LessonBatch) -> dict:
@@ -310,28 +328,7 @@ class Warmup:
             num_workers=options.num_workers,
             generator=torch.Generator(),  # it draws a seed; from the global generator a resumed run would draw another
         )
-        return _repeated(loader, order)
-
-
-def batch_order(steps: int, uses: int) -> list[int]:
-    """The number of the batch that each step shows: new ones, and between them those of `ECHO_LAG` new ones before."""
-    order: list[int] = []
-    new = 0
-    while len(order) < steps:
-        echoes = [new - use * ECHO_LAG for use in range(1, uses)]
-        order += [new, *(number for number in echoes if number >= 0)]
-        new += 1
-    return order[:steps]
-
-
-def _repeated(loader: DataLoader, order: list[int]) -> Iterator:
-    """Batches in that order, each loaded once and kept for as long as it will be used again."""
-    loaded, left, kept = iter(loader), Counter(order), {}
-    for number in order:
-        if number not in kept:
-            kept[number] = next(loaded)
-        left[number] -= 1
-        yield kept[number] if left[number] else kept.pop(number)
+        return repeated(loader, order)
 
 
 def _join(items: list[list[dict]]) -> list[dict]:
