@@ -87,6 +87,8 @@ def test_custom_pipelines_are_dropped_when_the_package_is_there():
         ({"evidence_threshold": float("nan")}, r"evidence_threshold=nan is not in \(0, 1\]"),
         ({"evidence_decay": 1.0}, "evidence_decay=1.0 must be above 1"),
         ({"evidence_decay": float("nan")}, "evidence_decay=nan must be above 1"),
+        ({"frame_positions": -0.1}, "frame_positions=-0.1 must be a number from 0 up"),
+        ({"frame_positions": float("nan")}, "frame_positions=nan must be a number from 0 up"),
         ({"vision_chunk_size": 0}, "vision_chunk_size=0 must be at least 1"),
         ({"evidence_token_id": 45}, r"are \(45, 45, 47\): they must differ"),
     ],

@@ -9,6 +9,7 @@ from tiny_models import CONNECTORS, SAMPLES, TEXT_MODELS, Sample, tiny_config, t
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from d2vlm_hf.model.configuration_d2vlm import D2VLMConfig
+from d2vlm_hf.model.connector_d2vlm import frame_codes
 from d2vlm_hf.model.evidence_d2vlm import pool_spans
 from d2vlm_hf.model.modeling_d2vlm import MASKED_LOGIT, D2VLMForConditionalGeneration, D2VLMModel
 
@@ -342,6 +343,30 @@ def test_questions_are_padded_without_effect_and_may_come_without_a_mask():
 
 
 @every_connector
+def test_a_frame_may_say_which_of_its_video_it_is(connector):
+    plain, model = tiny_model(connector=connector), tiny_model(connector=connector, frame_positions=0.5)
+    model.load_state_dict(plain.state_dict())
+    lengths = [sample.frames for sample in SAMPLES]
+    without, marked = (run(m.get_video_features, tiny.video_inputs(SAMPLES)).pooler_output for m in (plain, model))
+    for length, one, other in zip(lengths, without, marked, strict=True):
+        assert_close(other - one, 0.5 * frame_codes([length], tiny.HIDDEN), 1e-6)  # every video starts at 0
+    for sample, other in zip(SAMPLES, marked, strict=True):
+        assert_close(run(model.get_video_features, tiny.video_inputs([sample])).pooler_output[0], other, 1e-5)
+
+
+def test_the_code_of_a_span_is_most_like_those_of_its_frames():
+    codes = frame_codes([300], 64)
+    for first, last in ((0, 5), (40, 47), (290, 299)):
+        likeness = codes @ codes[first : last + 1].mean(0)
+        assert first <= int(likeness.argmax()) <= last
+        inside = torch.zeros(300, dtype=torch.bool)
+        inside[first : last + 1] = True
+        far = torch.ones(300, dtype=torch.bool)
+        far[max(first - 4, 0) : last + 5] = False
+        assert likeness[inside].min() > likeness[far].max()
+
+
+@every_connector
 @pytest.mark.parametrize("layer", [-1, -2, 1])
 def test_the_vision_layer_and_the_cls_token_are_chosen_by_the_config(connector, layer):
     model = tiny_model(connector=connector, vision_feature_layer=layer, vision_feature_select_strategy="full")
@@ -385,6 +410,17 @@ def test_a_moment_of_the_question_is_filled_from_the_frames_before_the_text_mode
         column = sample.prompt.index(tiny.EVIDENCE)
         expected = model.get_input_embeddings().weight[tiny.EVIDENCE] + frames[1:4].mean(0)
         assert_close(output.hidden_states[0][0, column], expected, 1e-6)
+
+
+@pytest.mark.parametrize("positions", [0.0, 0.5])
+def test_moments_that_look_the_same_are_told_apart_by_their_positions_alone(positions):
+    model = tiny_model(frame_positions=positions, frame_attention="causal")
+    one, other = Sample(6, given=[(1, 2)], seed=1), Sample(6, given=[(4, 5)], seed=1)
+    one.pixels = other.pixels = one.pixels[:1].expand_as(one.pixels)
+    embeds = [
+        run(model, tiny.prompt_batch([sample]), output_hidden_states=True).hidden_states[0] for sample in (one, other)
+    ]
+    assert torch.allclose(*embeds, atol=1e-6) == (positions == 0)
 
 
 # ---- outputs ----------------------------------------------------------------------------------------------------
