@@ -350,7 +350,7 @@ def check_choice(scene, row, stem, right):
     if row["task"] == "gvq":
         assert row["spans"] == [list(event.span) for event in found]
     else:
-        assert row["spans"] == []
+        assert row["spans"] == row["question_spans"]
         ((start, end),) = row["question_spans"]
         found = [event for event in found if event.start < end and start < event.end]
     if kind == "gvq/count":

@@ -199,14 +199,16 @@ def _choice(
     options = [options[place] for place in rng.permutation(len(options))]
     place = options.index(right)
     values = {"letter": language.LETTERS[place], "option": right, "Option": language.capital(right)}
-    if found:
-        values["evidence"] = language.enumerate_evidence(len(found))
+    # an answer about a given moment rests on that moment: it is grounded before it is given, as every other answer is
+    spans = _spans(found) if moment is None else [list(moment)]
+    if spans:
+        values["evidence"] = language.enumerate_evidence(len(spans))
     question = language.fill(rng, language.QUESTIONS[kind], verb, name)
     columns = {
         "question": language.with_options(question, options),
         "question_spans": [] if moment is None else [list(moment)],
-        "answer": language.fill(rng, language.ANSWERS["gvq" if found else "choice"], **values),
-        "spans": _spans(found),
+        "answer": language.fill(rng, language.ANSWERS["gvq" if spans else "choice"], **values),
+        "spans": spans,
         "options": options,
         "correct_option": place,
     }

@@ -29,10 +29,7 @@ STATE_PARTS = {
 SHIFT_SCALE = 5.0  # a move goes about a tenth of a canvas from one frame to the next
 MAX_ORDER = 6  # events told apart by their order
 WORD_PARTS = {"order": MAX_ORDER}
-FINDING_PARTS = {"query": 64, "key": 64}
-MOMENT_PARTS = {
-    "deeds": COLOURS * len(EVENT_KINDS), "deeds_of_shapes": len(SHAPE_NAMES) * len(EVENT_KINDS), "places": 2 * COLOURS,
-}  # fmt: skip
+MOMENT_PARTS = {"query": 64, "key": 64}
 OBJECT_REACH = (0.16, 0.24)  # canvases from a centre to the patches that show a normal and a big object
 OTHERS_WEIGHT = 0.2  # of objects that the question does not name
 
@@ -196,39 +193,6 @@ def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.T
     }
 
 
-def moment_loss(
-    heads: dict[str, torch.Tensor], batch: LessonBatch, rows: torch.Tensor, inside: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """What the objects that a question names do in the moment that it gives, and where they are.
-
-    Args:
-        heads: Predictions for R moments, `(R, ...)`.
-        batch (`LessonBatch`): The truth.
-        rows (`torch.LongTensor` of shape `(R,)`): The questions that give them.
-        inside (`torch.BoolTensor` of shape `(R, T)`): True on the frames of each moment.
-    """
-    colour, shape, centre, present = (
-        per_question(batch, getattr(batch, name))[rows] for name in ("colour", "shape", "centre", "present")
-    )
-    matched = batch.matched[rows]
-    doing = (matched_events(batch)[rows] & inside[..., None, None]).any(1).float()  # (R, K, kinds)
-    seen = present & inside[..., None]  # (R, T, K)
-    middle = (centre * seen[..., None]).sum(1) / seen.sum(1).clamp(min=1)[..., None]
-    deeds, _ = by_kind(doing, colour[:, 0], COLOURS, matched)
-    of_shapes, _ = by_kind(doing, shape[:, 0], len(SHAPE_NAMES), matched)
-    places, alone = by_kind(middle, colour[:, 0], COLOURS, matched & seen.any(1))
-    misplaced = (heads["places"].unflatten(-1, (COLOURS, 2)) - places).abs().sum(-1)
-
-    def entropy(name: str, target: torch.Tensor) -> torch.Tensor:
-        return F.binary_cross_entropy_with_logits(heads[name], (target.flatten(1) > 0).float())
-
-    return {
-        "deeds_then": 12 * entropy("deeds", deeds),
-        "deeds_of_shapes_then": 12 * entropy("deeds_of_shapes", of_shapes),
-        "places_then": 4 * misplaced[alone].mean(),
-    }
-
-
 def order_loss(logits: torch.Tensor, batch: LessonBatch, mask: torch.Tensor) -> torch.Tensor:
     """The how-manieth of the asked events goes on in each frame, in the order of their starts.
 
@@ -249,7 +213,6 @@ def order_loss(logits: torch.Tensor, batch: LessonBatch, mask: torch.Tensor) -> 
 
 
 __all__ = [
-    "FINDING_PARTS",
     "FRAME_PARTS",
     "MOMENT_PARTS",
     "PATCH_PARTS",
@@ -259,7 +222,6 @@ __all__ = [
     "asked_events",
     "frame_loss",
     "matched_events",
-    "moment_loss",
     "order_loss",
     "patch_loss",
     "state_loss",

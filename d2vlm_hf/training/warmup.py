@@ -35,7 +35,6 @@ from ..model.evidence_d2vlm import evidence_similarity, frame_distance
 from ..model.processing_d2vlm import pad_ids
 from ..model.sequence_d2vlm import take_columns, token_columns
 from .lesson_losses import (
-    FINDING_PARTS,
     FRAME_PARTS,
     MOMENT_PARTS,
     PATCH_PARTS,
@@ -43,7 +42,6 @@ from .lesson_losses import (
     WORD_PARTS,
     LessonHeads,
     frame_loss,
-    moment_loss,
     order_loss,
     patch_loss,
     state_loss,
@@ -54,6 +52,7 @@ from .muon import Muon
 logger = logging.getLogger(__name__)
 
 LESSONS = ("patches", "frames", "letters", "words")
+MOMENT_WEIGHT = 3  # of finding a given moment among the frames: all that is asked about it waits for that
 OTHER_TOKENS = 0.1  # weight of all but the letters in their lesson
 FIRST_SCENE = 1_000_000  # supervised rows use none of the scenes from here on
 
@@ -127,7 +126,6 @@ class Warmup:
                 "frames": LessonHeads(config.text_config.hidden_size, FRAME_PARTS),
                 "states": LessonHeads(config.text_config.hidden_size, STATE_PARTS),
                 "words": LessonHeads(config.text_config.hidden_size, WORD_PARTS),
-                "finding": LessonHeads(config.text_config.hidden_size, FINDING_PARTS),
                 "moments": LessonHeads(config.text_config.hidden_size, MOMENT_PARTS),
             }
         )
@@ -186,8 +184,7 @@ class Warmup:
         """The last lesson's losses: those of SFT, and what the frame states should know when words ask them for it.
 
         What goes on is asked of `m_t`, which later layers read and visual capture pools, and there, too, which frames a
-        given moment means; the number of an event among those asked for, and what goes on in the given moment, one
-        layer before the evidence heads.
+        given moment means; the number of an event among those asked for, one layer before the evidence heads.
         """
         core, inputs = self.model.model, self._encoded(batch)
         states: dict[str, torch.Tensor] = {}  # entering the layer that `m_t` is read at, and the one before the last
@@ -223,13 +220,14 @@ class Warmup:
         given = prompt == config.evidence_token_id
         (rows,) = torch.where(given.any(1))
         if len(rows):  # a moment given in the question
-            place, finding = given[rows].float().argmax(1), self.heads["finding"]
-            query = finding(states["early"][rows, place])["query"]
-            key = finding(take_columns(states["early"], columns)[rows])["key"]
+            head, place = self.heads["moments"], given[rows].float().argmax(1)
+            query = head(states["early"][rows, place])["query"]
+            key = head(take_columns(states["early"], columns)[rows])["key"]
             logits = evidence_similarity(query[:, None], key)[:, 0]
             inside = frame_distance(inputs["evidence_spans"][rows, 0], mask.shape[1]) == 0
-            losses["found"] = F.binary_cross_entropy_with_logits(logits[mask[rows]], inside[mask[rows]].float())
-            losses |= moment_loss(self.heads["moments"](states["late"][rows, place]), batch, rows, inside)
+            losses["moment"] = MOMENT_WEIGHT * F.binary_cross_entropy_with_logits(
+                logits[mask[rows]], inside[mask[rows]].float()
+            )
         return losses
 
     def _encoded(self, batch: LessonBatch) -> dict:
