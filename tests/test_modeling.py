@@ -414,7 +414,7 @@ def test_a_moment_of_the_question_is_filled_from_the_frames_before_the_text_mode
 
 @pytest.mark.parametrize("positions", [0.0, 0.5])
 def test_moments_that_look_the_same_are_told_apart_by_their_positions_alone(positions):
-    model = tiny_model(frame_positions=positions, frame_attention="causal")
+    model = tiny_model(frame_positions=positions)
     one, other = Sample(6, given=[(1, 2)], seed=1), Sample(6, given=[(4, 5)], seed=1)
     one.pixels = other.pixels = one.pixels[:1].expand_as(one.pixels)
     embeds = [

@@ -28,7 +28,7 @@ EVENT_KINDS = (*(kind for kind in VERBS if verb_of(kind) == kind and kind != "mo
 MAX_OBJECTS = 5
 CHOICES = {"gvq": 0.55, "rar": 0.45}
 ECHO_LAG = 100  # new batches between two uses of one
-FIRST_LESSON_SCENE = 1_000_000  # scenes that the supervised rows do not use
+FIRST_LESSON_SCENE = 1_000_000  # supervised rows use none of the scenes from here on
 
 _SUBJECT = re.compile(rf"\b(?:({'|'.join(COLOUR_NAMES)}) )?({'|'.join(SHAPE_NAMES)}|shape)\b")
 _VERBS = {
@@ -248,6 +248,7 @@ def repeated(batches: Iterable, order: list[int]) -> Iterator:
 __all__ = [
     "COLOUR_NAMES",
     "EVENT_KINDS",
+    "FIRST_LESSON_SCENE",
     "SHAPE_NAMES",
     "ChoiceTexts",
     "LessonBatch",

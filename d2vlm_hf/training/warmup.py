@@ -29,7 +29,15 @@ from tqdm.auto import tqdm
 
 from ..data.collators import IGNORE_INDEX, SFTCollator
 from ..data.shapes_language import LETTERS
-from ..data.shapes_lessons import ChoiceTexts, LessonBatch, ShapesLessons, batch_order, collate_lessons, repeated
+from ..data.shapes_lessons import (
+    FIRST_LESSON_SCENE,
+    ChoiceTexts,
+    LessonBatch,
+    ShapesLessons,
+    batch_order,
+    collate_lessons,
+    repeated,
+)
 from ..data.shapes_tasks import ABSENT_SHARE, GROUNDING_TASKS
 from ..model.evidence_d2vlm import evidence_similarity, frame_distance
 from ..model.processing_d2vlm import pad_ids
@@ -54,7 +62,6 @@ logger = logging.getLogger(__name__)
 LESSONS = ("patches", "frames", "letters", "words")
 MOMENT_WEIGHT = 3  # of finding a given moment among the frames: all that is asked about it waits for that
 OTHER_TOKENS = 0.1  # weight of all but the letters in their lesson
-FIRST_SCENE = 1_000_000  # supervised rows use none of the scenes from here on
 
 
 @dataclass
@@ -225,9 +232,8 @@ class Warmup:
             key = head(take_columns(states["early"], columns)[rows])["key"]
             logits = evidence_similarity(query[:, None], key)[:, 0]
             inside = frame_distance(inputs["evidence_spans"][rows, 0], mask.shape[1]) == 0
-            losses["moment"] = MOMENT_WEIGHT * F.binary_cross_entropy_with_logits(
-                logits[mask[rows]], inside[mask[rows]].float()
-            )
+            missed = F.binary_cross_entropy_with_logits(logits[mask[rows]], inside[mask[rows]].float())
+            losses["moment"] = MOMENT_WEIGHT * missed
         return losses
 
     def _encoded(self, batch: LessonBatch) -> dict:
@@ -270,7 +276,7 @@ class Warmup:
 
     def run(self, output_dir: str | None = None) -> dict[str, float]:
         """All lessons that are not done yet; a killed run goes on from what it kept last."""
-        results, start = {}, FIRST_SCENE
+        results, start = {}, FIRST_LESSON_SCENE
         for lesson in LESSONS:
             steps = getattr(self.options, lesson)
             kept = Path(output_dir) / f"warmup-{lesson}.safetensors" if output_dir else None
