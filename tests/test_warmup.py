@@ -12,6 +12,7 @@ from tiny_runs import SPEC, tiny
 
 from d2vlm_hf.data import shapes_lessons as lessons
 from d2vlm_hf.data.shapes import make_rows, make_scene
+from d2vlm_hf.data.shapes_language import POSITIONS
 from d2vlm_hf.training import lesson_losses, warmup
 from d2vlm_hf.training.configs import ModelArguments
 from d2vlm_hf.training.muon import Muon, orthogonalise
@@ -110,9 +111,15 @@ def test_perfect_states_cost_nothing(batch):
     mask = torch.arange(longest) < batch.num_frames[batch.video_index][:, None]
     heads = sure(lesson_losses.STATE_PARTS, len(batch.questions), longest)
     first = (batch.num_frames.cumsum(0) - batch.num_frames).tolist()
-    active_frames = 0
+    active_frames = alone_frames = 0
     for question, video in enumerate(batch.video_index.tolist()):
         for time in range(int(batch.num_frames[video])):
+            seen = torch.where(batch.matched[question] & batch.present[first[video] + time])[0].tolist()
+            if len(seen) == 1:
+                alone_frames += 1
+                x, y = (batch.centre[first[video] + time, seen[0]] - 0.5).tolist()
+                side = ("left" if x < 0 else "right") if abs(x) > abs(y) else ("top" if y < 0 else "bottom")
+                heads["part"][question, time, POSITIONS.index(side)] = SURE
             for k in range(lessons.MAX_OBJECTS):
                 doing = batch.doing[first[video] + time, k] & batch.matched[question, k]
                 heads["doing"][question, time][doing] = SURE
@@ -133,8 +140,11 @@ def test_perfect_states_cost_nothing(batch):
                     heads["shape"][question, time, shape] = SURE
     losses = lesson_losses.state_loss(heads, batch, mask)
     assert active_frames > 20
+    assert alone_frames > 20
     assert losses.pop("active_iou") == 1
     assert all(float(loss) < 1e-6 for loss in losses.values()), losses
+    heads["part"] = heads["part"].roll(1, -1)
+    assert lesson_losses.state_loss(heads, batch, mask)["part"] > 1
     heads["active"] = -heads["active"]
     assert lesson_losses.state_loss(heads, batch, mask)["active_iou"] == 0
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..data.shapes_language import POSITIONS
 from ..data.shapes_lessons import COLOUR_NAMES, EVENT_KINDS, SHAPE_NAMES, LessonBatch
 
 
@@ -25,6 +26,7 @@ FRAME_PARTS = {
 STATE_PARTS = {
     "active": 1, "doing": len(EVENT_KINDS), "asked": len(EVENT_KINDS), "colour": COLOURS, "shape": len(SHAPE_NAMES),
     "deeds": COLOURS * len(EVENT_KINDS), "deeds_of_shapes": len(SHAPE_NAMES) * len(EVENT_KINDS), "shifts": 2 * COLOURS,
+    "part": len(POSITIONS),
 }  # fmt: skip
 SHIFT_SCALE = 5.0  # a move goes about a tenth of a canvas from one frame to the next
 MAX_ORDER = 6  # events told apart by their order
@@ -155,8 +157,15 @@ def asked_events(batch: LessonBatch) -> torch.Tensor:
     return matched_events(batch) & batch.asked[:, None, None, :]
 
 
+def part_of_picture(centre: torch.Tensor) -> torch.Tensor:
+    """The side of the canvas that a centre is nearest to, as an index of `POSITIONS`: `(..., 2)` -> `(...)`."""
+    x, y = (centre - 0.5).unbind(-1)
+    towards = {"left": -x, "right": x, "top": -y, "bottom": y}
+    return torch.stack([towards[name] for name in POSITIONS], -1).argmax(-1)
+
+
 def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the named object is doing in each frame, whether the question asks for it, and who does what is asked for.
+    """What the named object does and where, in each frame, whether that is asked for, and who does what is asked for.
 
     Args:
         heads: Predictions, `(Q, T, ...)`.
@@ -171,9 +180,12 @@ def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.T
     colour, shape, present = (per_question(batch, getattr(batch, name)) for name in ("colour", "shape", "present"))
     active = asked.flatten(2).any(-1)
     real = batch.matched[:, None] & mask[..., None]
+    seen = real & present
+    only = seen.sum(-1) == 1
+    centre = (per_question(batch, batch.centre) * seen[..., None]).sum(2)  # (Q, T, 2), of the only one
     deeds, _ = by_kind(doing.float(), colour, COLOURS, real)
     of_shapes, _ = by_kind(doing.float(), shape, len(SHAPE_NAMES), real)
-    shifts, single = by_kind(per_question(batch, frame_shifts(batch)), colour, COLOURS, real & present)
+    shifts, single = by_kind(per_question(batch, frame_shifts(batch)), colour, COLOURS, seen)
     wrong = (heads["shifts"].unflatten(-1, (COLOURS, 2)) - shifts).abs().sum(-1)
 
     def entropy(name: str, target: torch.Tensor) -> torch.Tensor:
@@ -187,6 +199,7 @@ def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.T
         "deeds": 12 * entropy("deeds", deeds.flatten(2) > 0),
         "deeds_of_shapes": 12 * entropy("deeds_of_shapes", of_shapes.flatten(2) > 0),
         "shifts": 2 * wrong[single].mean(),
+        "part": 2 * F.cross_entropy(heads["part"][only], part_of_picture(centre[only])),
         "colour": F.cross_entropy(heads["colour"][alone], colour[alone].gather(1, one)[:, 0]),
         "shape": F.cross_entropy(heads["shape"][alone], shape[alone].gather(1, one)[:, 0]),
         "active_iou": ((found & active[mask]).sum() / (found | active[mask]).sum().clamp(min=1)).detach(),
@@ -223,6 +236,7 @@ __all__ = [
     "frame_loss",
     "matched_events",
     "order_loss",
+    "part_of_picture",
     "patch_loss",
     "state_loss",
 ]

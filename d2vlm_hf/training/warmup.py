@@ -7,8 +7,8 @@ Lessons with dense targets from the renderer, each about a larger part of the mo
     patches   the tower:         what lies in this patch?
     frames    + the connector:   how does the object look that the question names?
     letters   the text model alone: under which letter do the words just said stand among the options?
-    words     the text model:    the SFT loss, while the frame states say what the object is doing, whether that is what
-                                 the question asks for, and for the how-manieth time
+    words     the text model:    the SFT loss, while the frame states say where the object is, what it is doing, whether
+                                 that is what the question asks for, and for the how-manieth time
 
 The heads that answer are thrown away; the SFT that follows trains the model itself.
 """
