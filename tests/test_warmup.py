@@ -147,6 +147,8 @@ def test_perfect_states_cost_nothing(batch):
     assert lesson_losses.state_loss(heads, batch, mask)["part"] > 1
     heads["active"] = -heads["active"]
     assert lesson_losses.state_loss(heads, batch, mask)["active_iou"] == 0
+    nothing = replace(batch, matched=torch.zeros_like(batch.matched))
+    assert all(torch.isfinite(loss) for loss in lesson_losses.state_loss(heads, nothing, mask).values())
 
 
 def test_frames_are_scored_by_what_the_question_names(batch):

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from .shapes import make_rows, make_scene, object_states, render_frames
 from .shapes_language import VERBS
-from .shapes_tasks import ABSENT_SHARE
+from .shapes_tasks import ABSENT_SHARE, part_of_picture
 from .shapes_world import BASE_SHAPES, COLOURS, EXTRA_SHAPES, MOVES, Scene, verb_of
 
 
@@ -59,6 +59,7 @@ class LessonBatch:
         look (`torch.LongTensor` of shape `(N, K)`): Its colour as it looks now.
         colour, shape (`torch.LongTensor` of shape `(N, K)`): Its own colour and shape.
         centre (`torch.Tensor` of shape `(N, K, 2)`): Where it is, in canvases.
+        part (`torch.LongTensor` of shape `(N, K)`): The part of the picture that is in, an index of `POSITIONS`.
         doing (`torch.BoolTensor` of shape `(N, K, kinds)`): Which events of it go on.
         questions (`list[str]`), video_index (`torch.LongTensor` of shape `(Q,)`): Questions and their videos.
         matched (`torch.BoolTensor` of shape `(Q, K)`): Objects that fit a subject of the question.
@@ -77,6 +78,7 @@ class LessonBatch:
     colour: torch.Tensor
     shape: torch.Tensor
     centre: torch.Tensor
+    part: torch.Tensor
     doing: torch.Tensor
     questions: list[str]
     video_index: torch.Tensor
@@ -102,6 +104,7 @@ def frame_labels(scene: Scene, times: np.ndarray) -> dict[str, np.ndarray]:
     labels["present"][:, :count] = states["visible"].T
     labels["dark"][:, :count] = states["flash"].T == 2
     labels["centre"][:, :count] = states["centre"].swapaxes(0, 1)
+    labels["part"] = part_of_picture(labels["centre"])
     for actor, thing in enumerate(scene.objects):
         colour = COLOUR_NAMES.index(thing.colour)
         labels["colour"][:, actor], labels["shape"][:, actor] = colour, SHAPE_NAMES.index(thing.shape)

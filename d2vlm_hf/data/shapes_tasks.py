@@ -378,10 +378,17 @@ def ask_position(scene: Scene, rng: np.random.Generator) -> Asking | None:
         x, y = place[0] - 0.5, place[1] - 0.5
         if abs(abs(x) - abs(y)) < POSITION_MARGIN:
             continue
-        right = ("left" if x < 0 else "right") if abs(x) > abs(y) else ("top" if y < 0 else "bottom")
+        right = language.POSITIONS[part_of_picture(np.array(place))]
         wrong = _others(rng, right, language.POSITIONS)
         return _choice(rng, "rar/position", right, wrong, moment=moment, name=_name(scene, actor))
     return None
+
+
+def part_of_picture(centre: np.ndarray) -> np.ndarray:
+    """The side of the canvas that each centre lies towards, as an index of `POSITIONS`: `(..., 2)` -> `(...)`."""
+    x, y = np.moveaxis(centre - 0.5, -1, 0)
+    towards = {"left": -x, "right": x, "top": -y, "bottom": y}
+    return np.stack([towards[name] for name in language.POSITIONS], -1).argmax(-1)
 
 
 def _standing_place(scene: Scene, actor: int, moment: tuple[float, float]) -> tuple[float, float] | None:

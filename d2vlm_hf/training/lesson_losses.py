@@ -157,13 +157,6 @@ def asked_events(batch: LessonBatch) -> torch.Tensor:
     return matched_events(batch) & batch.asked[:, None, None, :]
 
 
-def part_of_picture(centre: torch.Tensor) -> torch.Tensor:
-    """The side of the canvas that a centre is nearest to, as an index of `POSITIONS`: `(..., 2)` -> `(...)`."""
-    x, y = (centre - 0.5).unbind(-1)
-    towards = {"left": -x, "right": x, "top": -y, "bottom": y}
-    return torch.stack([towards[name] for name in POSITIONS], -1).argmax(-1)
-
-
 def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the named object does and where, in each frame, whether that is asked for, and who does what is asked for.
 
@@ -176,13 +169,12 @@ def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.T
     asked = asked_events(batch)
     actors = asked.any(-1)  # (Q, T, K)
     alone = mask & (actors.sum(-1) == 1)
-    one = actors.float().argmax(-1)[alone][:, None]
+    one = actors.float().argmax(-1, keepdim=True)
     colour, shape, present = (per_question(batch, getattr(batch, name)) for name in ("colour", "shape", "present"))
     active = asked.flatten(2).any(-1)
     real = batch.matched[:, None] & mask[..., None]
     seen = real & present
-    only = seen.sum(-1) == 1
-    centre = (per_question(batch, batch.centre) * seen[..., None]).sum(2)  # (Q, T, 2), of the only one
+    part = (per_question(batch, batch.part) * seen).sum(-1)  # (Q, T), of the only one
     deeds, _ = by_kind(doing.float(), colour, COLOURS, real)
     of_shapes, _ = by_kind(doing.float(), shape, len(SHAPE_NAMES), real)
     shifts, single = by_kind(per_question(batch, frame_shifts(batch)), colour, COLOURS, seen)
@@ -191,6 +183,10 @@ def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.T
     def entropy(name: str, target: torch.Tensor) -> torch.Tensor:
         return F.binary_cross_entropy_with_logits(heads[name][mask], target[mask].float())
 
+    def choice(name: str, target: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        total = F.cross_entropy(heads[name][where], target[where], reduction="sum")
+        return total / where.sum().clamp(min=1)  # a few videos may hold no such frame
+
     found = (heads["active"][..., 0] > 0)[mask]
     return {
         "active": 3 * entropy("active", active[..., None]),
@@ -198,10 +194,10 @@ def state_loss(heads: dict[str, torch.Tensor], batch: LessonBatch, mask: torch.T
         "asked": 3 * entropy("asked", asked.any(2)),
         "deeds": 12 * entropy("deeds", deeds.flatten(2) > 0),
         "deeds_of_shapes": 12 * entropy("deeds_of_shapes", of_shapes.flatten(2) > 0),
-        "shifts": 2 * wrong[single].mean(),
-        "part": 2 * F.cross_entropy(heads["part"][only], part_of_picture(centre[only])),
-        "colour": F.cross_entropy(heads["colour"][alone], colour[alone].gather(1, one)[:, 0]),
-        "shape": F.cross_entropy(heads["shape"][alone], shape[alone].gather(1, one)[:, 0]),
+        "shifts": 2 * wrong[single].sum() / single.sum().clamp(min=1),
+        "part": 2 * choice("part", part, seen.sum(-1) == 1),
+        "colour": choice("colour", colour.gather(2, one)[..., 0], alone),
+        "shape": choice("shape", shape.gather(2, one)[..., 0], alone),
         "active_iou": ((found & active[mask]).sum() / (found | active[mask]).sum().clamp(min=1)).detach(),
     }
 
@@ -236,7 +232,6 @@ __all__ = [
     "frame_loss",
     "matched_events",
     "order_loss",
-    "part_of_picture",
     "patch_loss",
     "state_loss",
 ]
