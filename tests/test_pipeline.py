@@ -453,7 +453,7 @@ def test_the_shipped_checkpoint_grounds_the_shipped_clip():
     result = pipeline("video-grounding")(str(clip), question=known["question"])
     (moment,) = result["evidence"]
     assert float(temporal_iou([[moment["start"], moment["end"]]], known["spans"])[0, 0]) >= 0.75
-    assert result["answer"].startswith("The red circle appears ")
+    assert "red circle" in result["answer"].lower()  # `appears`, `becomes visible` and the like: the wording is its own
     assert result["references"][0]["evidence"] == 0
 
 
